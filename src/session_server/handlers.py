@@ -1,0 +1,129 @@
+"""From a piece's methods to a table by message type: `@on`, content checked by annotations, who hears what is relayed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Final, TypeVar, get_type_hints
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from .protocol import NULL, SERVER_OWNED, AnyMessage, Binary, PieceError, Refused, check_type, compile_patterns
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+PLAIN: Final = (bool, int, float, str, list, dict)
+
+
+class InvalidContent(Refused):
+    """The content does not have the shape that the handler's annotation asks for."""
+
+
+def on(type: str, *, rate: float = 0.0) -> Callable[[Method], Method]:
+    """Marks a method as the handler of messages of `type`; at most `rate` per second and client (0 = no own limit).
+
+    The method takes `(self, client)` or `(self, client, content)`; the annotation of `content` validates it. What it
+    returns answers `room.ask(type)`.
+    """
+    check_type(type)
+
+    def mark(method: Method) -> Method:
+        method.__dict__.setdefault("__on__", []).append((type, rate))
+        return method
+
+    return mark
+
+
+class Handler(Struct, frozen=True):
+    """One `@on` of one class. `name` finds the method on the instance, so a reload needs no new binding."""
+
+    type: str
+    name: str
+    rate: float
+    read: Callable[[AnyMessage], Any] | None  # None: the method takes no content
+
+
+class Routes:
+    """What a Room class does with each type: a handler, relayed, the server's own, or unknown. Made once per class."""
+
+    def __init__(self, room_class: type, base: type) -> None:
+        self.handlers: dict[str, Handler] = {}
+        for name, method in inspect.getmembers(room_class, callable):
+            for type, rate in getattr(method, "__on__", ()):
+                if type in self.handlers:
+                    raise PieceError(
+                        f"{where(method)}: two handlers for {type!r}: {self.handlers[type].name} and {name}"
+                    )
+                self.handlers[type] = Handler(type, name, rate, reader(method))
+        self.overrides = frozenset(
+            name
+            for name in dir(base)
+            if name.startswith("on_") and getattr(room_class, name) is not getattr(base, name)
+        )
+        relay: bool | tuple[str, ...] = room_class.relay  # type: ignore[attr-defined]
+        self._relayed = compile_patterns(("*",) if relay is True else relay or ())
+        self._owned = compile_patterns((*SERVER_OWNED, *room_class.server_only))  # type: ignore[attr-defined]
+        # Types are the clients' to invent, so what is remembered of them is bounded.
+        self.owns = lru_cache(maxsize=1024)(lambda type: self._owned.fullmatch(type) is not None)
+        self.relays = lru_cache(maxsize=1024)(lambda type: self._relayed.fullmatch(type) is not None)
+
+
+def reader(method: Callable[..., Any]) -> Callable[[AnyMessage], Any] | None:
+    """How the content for `method` is read, by the annotation of its second argument. Raises PieceError."""
+    arguments = list(inspect.signature(method).parameters.values())[1:]  # without self
+    if not 1 <= len(arguments) <= 2:
+        raise PieceError(
+            f"{where(method)} takes {len(arguments)} arguments, expected (self, client) or (self, client, content)"
+        )
+    if len(arguments) == 1:
+        return None
+    try:
+        shape = get_type_hints(method).get(arguments[1].name, Any)
+        return read_bytes if shape is bytes else json_reader(shape)
+    except (NameError, TypeError) as error:
+        raise PieceError(f"{where(method)}: annotation of {arguments[1].name!r} cannot be used: {error}") from error
+
+
+def read_bytes(message: AnyMessage) -> bytes:
+    if isinstance(message, Binary):
+        return message.content
+    raise InvalidContent(f"content of {message.type!r} is JSON, expected bytes")
+
+
+def json_reader(shape: Any) -> Callable[[AnyMessage], Any]:
+    decode = msgspec.json.Decoder(shape).decode
+
+    def read(message: AnyMessage) -> Any:
+        if isinstance(message, Binary):
+            raise InvalidContent(
+                f"content of {message.type!r} is {len(message.content)} bytes, expected {spoken(shape)}"
+            )
+        try:
+            return decode(NULL if isinstance(message.content, UnsetType) else message.content)
+        except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+            text = "nothing" if message.content is UNSET else bytes(message.content).decode()
+            seen = text if len(text) <= 40 else text[:37] + "…"
+            raise InvalidContent(f"content of {message.type!r} is {seen}, expected {spoken(shape)} ({error})") from None
+
+    return read
+
+
+def read_any(message: AnyMessage) -> Any:
+    """For `on_message`: the content as plain Python values."""
+    return message.content if isinstance(message, Binary) else read_json(message)
+
+
+read_json: Final = json_reader(Any)
+
+
+def spoken(shape: Any) -> str:
+    return shape.__name__ if shape in PLAIN else str(shape).replace("typing.", "")
+
+
+def where(method: Callable[..., Any]) -> str:
+    """File, line and name of a piece's method, for its author."""
+    method = inspect.unwrap(method)
+    code = method.__code__
+    return f"{code.co_filename}:{code.co_firstlineno} {method.__qualname__}"

@@ -1,0 +1,142 @@
+"""How much is too much: token buckets, and who counts as one address. No clock: `now` is an argument, in seconds."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+
+Network = IPv4Network | IPv6Network
+
+OVER_FOR = 10.0  # seconds over a rate before the sender is closed with 1008
+CALM = 1.0  # seconds without a refusal after which a sender counts as calm again
+
+
+class Bucket:
+    """A token bucket in one number: the moment at which it would be full again.
+
+    `rate` per second, `burst` at once. A rate of 0 means no limit.
+    """
+
+    __slots__ = ("_full_at", "_interval", "_window")
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._interval = 1 / rate if rate > 0 else 0.0
+        self._window = burst * self._interval
+        self._full_at = 0.0
+
+    def take(self, now: float, amount: float = 1.0) -> bool:
+        """Takes `amount` if it is there, all or nothing."""
+        full_at = self._full_at
+        full_at = (full_at if full_at > now else now) + amount * self._interval
+        if full_at - now > self._window:
+            return False
+        self._full_at = full_at
+        return True
+
+
+class Meter:
+    """What one client may send: messages and bytes, each a bucket; and for how long it has been over."""
+
+    __slots__ = ("_bytes", "_last_refusal", "_messages", "_over_since")
+
+    def __init__(self, message_rate: float, message_burst: float, byte_rate: float, byte_burst: float) -> None:
+        self._messages = Bucket(message_rate, message_burst)
+        self._bytes = Bucket(byte_rate, byte_burst)
+        self._over_since = self._last_refusal = float("-inf")
+
+    def take(self, now: float, size: int) -> bool:
+        """One message of `size` bytes; False if it is over a rate."""
+        return self._messages.take(now) and self._bytes.take(now, size)
+
+    def refuse(self, now: float) -> bool:
+        """Notes a refusal; True if it begins a new second of refusals (worth telling the sender)."""
+        news = now - self._last_refusal > CALM
+        if news:
+            self._over_since = now
+        self._last_refusal = now
+        return news
+
+    def over_too_long(self, now: float) -> bool:
+        return now - self._over_since >= OVER_FOR
+
+
+class Tally:
+    """Counts what each key holds now, up to `most` (0 = no limit). Forgets keys that hold nothing."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: dict[str, int] = {}
+
+    def take(self, key: str) -> bool:
+        held = self._held.get(key, 0)
+        if self._most and held >= self._most:
+            return False
+        self._held[key] = held + 1
+        return True
+
+    def give_back(self, key: str) -> None:
+        held = self._held[key] - 1
+        if held:
+            self._held[key] = held
+        else:
+            del self._held[key]
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+class Buckets:
+    """A bucket per key. Of more than `keys` keys the least recently used are forgotten, so that memory is bounded."""
+
+    def __init__(self, rate: float, burst: float, keys: int = 10_000) -> None:
+        self._rate, self._burst, self._keys = rate, burst, keys
+        self._buckets: OrderedDict[str, Bucket] = OrderedDict()
+
+    def take(self, key: str, now: float) -> bool:
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = Bucket(self._rate, self._burst)
+            if len(self._buckets) > self._keys:
+                self._buckets.popitem(last=False)
+        self._buckets.move_to_end(key)
+        return bucket.take(now)
+
+
+@lru_cache(maxsize=4096)
+def network(address: str) -> str:
+    """What is counted as one address: an IPv4 address, or the /64 of an IPv6 one (a household is given that many)."""
+    try:
+        ip = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address  # a UNIX socket, or a test's name
+    if ip.version == 6 and ip.ipv4_mapped:
+        return str(ip.ipv4_mapped)
+    return str(ip) if ip.version == 4 else str(ip_network((int(ip), 64), strict=False))
+
+
+def client_address(peer: str, forwarded: list[str], proxies: tuple[Network, ...]) -> str:
+    """The client's address: the rightmost hop that is no trusted proxy.
+
+    `peer` is the other end of the socket, `forwarded` the values of X-Forwarded-For. A proxy appends whom it saw, so
+    only what stands right of the first untrusted hop was written by proxies of ours; the rest is a claim.
+    """
+    address = peer
+    for hop in reversed([hop.strip() for value in forwarded for hop in value.split(",")]):
+        if not trusted(address, proxies):
+            break
+        try:
+            address = str(ip_address(hop.rpartition(":")[0].strip("[]") if hop.count(":") == 1 or "]:" in hop else hop))
+        except ValueError:
+            break  # not written by a proxy that works; the last good hop counts
+    return address
+
+
+def trusted(address: str, proxies: tuple[Network, ...]) -> bool:
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return False
+    if ip.version == 6 and ip.ipv4_mapped:
+        ip = ip.ipv4_mapped
+    return any(ip in proxy for proxy in proxies)

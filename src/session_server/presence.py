@@ -1,0 +1,128 @@
+"""Who is here: people, not sockets. Values only; the room says who came, changed and went, and asks for the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+PEOPLE_LISTED = 200  # people; with more there is only a count: a diff per change would cost people × changes
+
+
+class Member(Protocol):
+    """What presence reads of a client. The same verified `user` on several clients is one person."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def user_id(self) -> str | None: ...
+    @property
+    def handle(self) -> str | None: ...
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def data(self) -> Any: ...
+    @property
+    def away(self) -> bool: ...
+
+
+class Person(Struct, frozen=True):
+    """One entry of `room.presence`. `ids` are this person's clients, rising; `id` is the first of them."""
+
+    id: int
+    ids: tuple[int, ...]
+    user: str | None
+    handle: str | None
+    name: str | None
+    data: Any
+    away: bool
+
+
+class PresenceDiff(Struct, omit_defaults=True):
+    """What changed since the last diff; `leaves` are ids. Beyond `PEOPLE_LISTED` people all but `count` is left out."""
+
+    joins: list[Person] = []
+    leaves: list[int] = []
+    updates: list[Person] = []
+    count: int | None = None
+    host: int | None = None
+
+
+class Presence:
+    """The people of one room."""
+
+    def __init__(self) -> None:
+        self._people: dict[str | int, dict[int, Member]] = {}  # user id, or client id if anonymous → clients by id
+        self._changed: set[str | int] = set()
+        self._told: dict[str | int, Person] = {}  # as of the last diff
+        self._told_count = 0
+
+    def add(self, member: Member) -> None:
+        key = self._key(member)
+        self._people.setdefault(key, {})[member.id] = member
+        self._changed.add(key)
+
+    def change(self, member: Member) -> None:
+        self._changed.add(self._key(member))
+
+    def remove(self, member: Member) -> None:
+        key = self._key(member)
+        clients = self._people[key]
+        del clients[member.id]
+        if not clients:
+            del self._people[key]
+        self._changed.add(key)
+
+    def __len__(self) -> int:
+        return len(self._people)
+
+    def __iter__(self) -> Iterator[Person]:
+        return (self._person(clients) for clients in self._people.values())
+
+    def listed(self) -> list[Person]:
+        """For a welcome: everybody, or nobody if there are too many to list."""
+        return list(self) if len(self) <= PEOPLE_LISTED else []
+
+    def diff(self) -> PresenceDiff | None:
+        """What changed since the last call, or None. Its cost grows with the changes, not with the room."""
+        changed, self._changed = self._changed, set()
+        count = len(self)
+        diff = PresenceDiff(count=count)
+        if count > PEOPLE_LISTED:
+            news, self._told = count != self._told_count, {}
+        else:
+            if self._told_count > PEOPLE_LISTED:  # listed again: to those who knew only a number, all are new
+                changed = set(self._people)
+            for key in changed:
+                self._compare(key, diff)
+            news = bool(diff.joins or diff.leaves or diff.updates)
+        self._told_count = count
+        return diff if news else None
+
+    def _compare(self, key: str | int, diff: PresenceDiff) -> None:
+        before = self._told.pop(key, None)
+        clients = self._people.get(key)
+        if clients is None:
+            if before is not None:
+                diff.leaves.append(before.id)
+            return
+        now = self._told[key] = self._person(clients)
+        if before is None:
+            diff.joins.append(now)
+        elif before.id != now.id:  # the first of several clients went: the person is known by another id now
+            diff.leaves.append(before.id)
+            diff.joins.append(now)
+        elif before != now:
+            diff.updates.append(now)
+
+    @staticmethod
+    def _key(member: Member) -> str | int:
+        return member.id if member.user_id is None else member.user_id
+
+    @staticmethod
+    def _person(clients: dict[int, Member]) -> Person:
+        ids = tuple(sorted(clients))
+        first = clients[ids[0]]
+        away = all(client.away for client in clients.values())
+        return Person(first.id, ids, first.user_id, first.handle, first.name, first.data, away)

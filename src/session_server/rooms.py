@@ -1,0 +1,213 @@
+"""All rooms of a process: which exist, who may open one, who is let in. No sockets, no tasks; `now` is an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from inspect import isawaitable
+from typing import Any, Final, Protocol
+
+from .clock import Timers
+from .config import Config
+from .handlers import Routes
+from .limits import Buckets, network
+from .protocol import Close, Hello, LimitExceeded, PieceError, Refused, RoomFull, SessionError, piece_of
+from .room import ASYNC_LIMIT, Client, Link, Relay, Room, RoomCore, Services, Totals, User
+
+EMPTY_FOR: Final = 60.0  # seconds an empty room is kept
+
+Outcome = Callable[["Client | None", "SessionError | None"], None]  # told once: the seat, or why there is none
+
+
+class RoomClasses(Protocol):
+    """Where the classes of rooms come from (the pieces folder)."""
+
+    def room_class(self, piece: str) -> type[Room] | None:
+        """None: no code, a Relay. Raises PieceError if there is code but it cannot be used."""
+
+
+class Rooms:
+    """Opens rooms when the first client comes, seats clients, disposes of rooms that stay empty."""
+
+    def __init__(
+        self,
+        config: Config,
+        classes: RoomClasses,
+        *,
+        log: Any,
+        token: Callable[[], str],
+        wake: Callable[[float], None],
+        spawn: Callable[[Awaitable[Any], float, Callable[[Any, BaseException | None], None]], None],
+        verify: Callable[[str], User | None] = lambda token: None,
+        claim: Callable[[str], int] = lambda slug: 1,
+        release: Callable[[str, int], None] = lambda slug, epoch: None,
+    ) -> None:
+        """`token()` gives an unguessable string. `wake(when)` asks for a call of `run` at `when`, or at the end of this
+        tick if `when` has passed. `spawn(awaitable, seconds, done)` runs it and calls `done(value, error)`. `verify`
+        returns the user of a token, or raises Refused. `claim` returns the epoch in which this node owns a slug."""
+        self.config = config
+        self.timers = Timers(wake)
+        self.totals = Totals()
+        self.rooms: dict[str, RoomCore] = {}
+        self._empty: dict[str, RoomCore] = {}  # in the order in which they emptied
+        self._classes = classes
+        self._wake = wake
+        self._verify, self._claim, self._release = verify, claim, release
+        self._openings = Buckets(config.new_rooms_per_address / 60, config.new_rooms_per_address)
+        self._routes: dict[type[Room], Routes] = {}
+        self._dirty: list[RoomCore] = []
+        self._services = Services(config, self.timers, self.totals, log, token, spawn, self._flush_later, self._emptied)
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def enter(self, now: float) -> None:
+        """It is `now`, for calls that do not say so themselves."""
+        self._services.now = now
+
+    def run(self, now: float) -> float | None:
+        """Fires what is due, then writes what this tick brought. Returns when it wants to run again."""
+        self._services.now = now
+        due = self.timers.run(now)
+        dirty, self._dirty = self._dirty, []
+        for core in dirty:
+            core.flush(now)
+        return now if self._dirty else due
+
+    def _flush_later(self, core: RoomCore) -> None:
+        if not self._dirty:
+            self._wake(0.0)
+        self._dirty.append(core)
+
+    # --- opening and closing rooms ------------------------------------------------------------------------------------
+
+    def admit(self, slug: str, address: str, now: float) -> None:
+        """May this address come to this room? Asked before the upgrade. Raises LimitExceeded (429 or 503)."""
+        if slug in self.rooms:
+            return
+        if self.config.max_rooms and len(self.rooms) >= self.config.max_rooms and not self._empty:
+            raise self._over("max_rooms", 503, f"{len(self.rooms)} rooms are open, no more are opened")
+        if not self._openings.take(network(address), now):
+            most = self.config.new_rooms_per_address
+            raise self._over("new_rooms_per_address", 429, f"too many new rooms, at most {most} per minute")
+
+    def _over(self, limit: str, status: int, reason: str) -> LimitExceeded:
+        self.totals.refused[limit] += 1
+        return LimitExceeded(limit, status, reason)
+
+    def class_of(self, slug: str) -> type[Room]:
+        """Raises PieceError."""
+        return self._classes.room_class(piece_of(slug)) or Relay
+
+    def _open(self, slug: str) -> RoomCore:
+        """The room of this slug, made if there is none. Raises LimitExceeded or PieceError."""
+        core = self.rooms.get(slug)
+        if core is not None:
+            return core
+        room_class = self.class_of(slug)
+        if self.config.max_rooms and len(self.rooms) >= self.config.max_rooms:
+            if not self._empty:
+                raise self._over("max_rooms", 503, f"{len(self.rooms)} rooms are open, no more are opened")
+            self.close(next(iter(self._empty.values())))
+        core = RoomCore(slug, room_class, self._routes_of(room_class), self._services, self._claim(slug))
+        core.create()
+        self.rooms[slug] = core
+        self._emptied(core, self._services.now)
+        return core
+
+    def _routes_of(self, room_class: type[Room]) -> Routes:
+        if room_class not in self._routes:
+            self._routes[room_class] = Routes(room_class, Room)
+        return self._routes[room_class]
+
+    def _emptied(self, core: RoomCore, now: float) -> None:
+        self._empty[core.slug] = core
+        core.expiry = self.timers.at(now + EMPTY_FOR, lambda now: self.close(core))
+
+    def close(self, core: RoomCore) -> None:
+        """Disposes of a room."""
+        if self.rooms.pop(core.slug, None) is not None:
+            self._empty.pop(core.slug, None)
+            core.dispose()
+            self._release(core.slug, core.epoch)
+
+    # --- letting clients in -------------------------------------------------------------------------------------------
+
+    def join(self, slug: str, link: Link, hello: Hello, now: float, outcome: Outcome) -> None:
+        """Seats a client, or resumes its seat; tells `outcome` at once, or later if `on_auth` is async."""
+        self._services.now = now
+        try:
+            core = self._open(slug)
+            back = core.resumable.get(hello.resume) if hello.resume else None
+            if back is not None:
+                core.resume(back, link, hello.received)
+                outcome(back, None)
+                return
+            self._check_full(core)
+            user = self._verify(hello.token) if hello.token else None
+            verdict = core.instance.on_auth(hello.token, hello.data)
+        except SessionError as error:
+            outcome(None, self._counted(error))
+            return
+        except (Exception, SystemExit) as error:
+            outcome(None, self._auth_fault(core, error))
+            return
+        if verdict is not None and isawaitable(verdict):
+            self._services.spawn(
+                verdict, ASYNC_LIMIT, lambda value, error: self._judged(core, link, hello, user, value, error, outcome)
+            )
+        else:
+            self._seat(core, link, hello, verdict or user, outcome)
+
+    def _judged(
+        self, core: RoomCore, link: Link, hello: Hello, user: User | None, value: Any, error: BaseException | None,
+        outcome: Outcome,
+    ) -> None:  # fmt: skip
+        """An async `on_auth` has ended. Meanwhile the room may have filled, or been disposed of."""
+        try:
+            if error is not None:
+                raise error
+            core = self._open(core.slug)
+            self._check_full(core)
+        except SessionError as reason:
+            outcome(None, self._counted(reason))
+        except (Exception, SystemExit) as fault:
+            outcome(None, self._auth_fault(core, fault))
+        else:
+            self._seat(core, link, hello, value or user, outcome)
+
+    def _seat(self, core: RoomCore, link: Link, hello: Hello, user: Any, outcome: Outcome) -> None:
+        if user is not None and not isinstance(user, User):
+            outcome(None, self._auth_fault(core, TypeError(f"on_auth returned {user!r}, expected a User or None")))
+            return
+        if self._empty.pop(core.slug, None) is not None and core.expiry is not None:
+            core.expiry.cancel()
+        outcome(core.seat(link, user, hello), None)
+
+    def _check_full(self, core: RoomCore) -> None:
+        if core.full:
+            raise RoomFull(
+                f"room {core.slug!r} is full: {len(core.clients)} of {core.room_class.max_clients} seats are taken"
+            )
+
+    def _auth_fault(self, core: RoomCore, error: BaseException) -> SessionError:
+        self.totals.faults += 1
+        core.log.error("fault in the code of a piece", hook="on_auth", exc_info=error)
+        return PieceError("the code of the room failed")
+
+    def _counted(self, error: SessionError) -> SessionError:
+        """Counts why somebody was not let in, under a word from a closed list."""
+        if isinstance(error, Refused):
+            self.totals.refused["auth"] += 1
+        elif isinstance(error, RoomFull):
+            self.totals.refused["room_full"] += 1
+        elif error.code == Close.FAILED:
+            self.totals.refused["piece"] += 1
+        return error
+
+    # --- for pages and metrics ----------------------------------------------------------------------------------------
+
+    @property
+    def clients(self) -> int:
+        return sum(len(core.clients) for core in self.rooms.values())
+
+    def __iter__(self) -> Iterable[RoomCore]:
+        return iter(self.rooms.values())

@@ -1,0 +1,544 @@
+"""TCP bytes ↔ room messages, by RFC 6455.
+
+The common frames (a complete text or binary message, a pong) are read by a few lines of our own, the fast lane. The
+handshake and every other frame go to `websockets`, whose object lives only as long as it is needed: an idle connection
+holds none (docs/decisions/0003).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from codecs import getincrementaldecoder
+from collections.abc import Callable
+from typing import Any, Final
+
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.protocol import SERVER, Protocol, State
+from websockets.speedups import apply_mask
+
+from ..clock import Rota
+from ..config import Config
+from ..limits import Tally, network
+from ..outbox import Write
+from ..protocol import (
+    CLASSIC,
+    V1_DIALECT,
+    AnyMessage,
+    Binary,
+    Close,
+    Dialect,
+    Hello,
+    LimitExceeded,
+    ProtocolError,
+    SessionError,
+    decode_hello,
+    unpack_binary,
+)
+from ..room import Client, RoomCore
+from ..rooms import Rooms
+
+HIGH_WATER: Final = 256 * 1024  # bytes unsent, above which what may be lost is shed
+LOW_WATER: Final = 64 * 1024  # bytes unsent, below which it is sent again
+MAX_UNSENT: Final = 1024 * 1024  # bytes unsent, above which a client is a slow consumer (or twice the largest message)
+PING_EVERY: Final = 15.0  # seconds; no byte until the next one and the link is dead
+JOIN_WITHIN: Final = 10.0  # seconds for `session:join`
+CLOSE_WITHIN: Final = 5.0  # seconds for the peer's half of the closing handshake
+EXCESS: Final = 64 * 1024  # bytes read from a peer after our close frame, in the hope of its own
+UNLIMITED: Final = 1 << 62  # bytes
+NON_MESSAGES: Final = 10  # of them and the peer is closed with 1003
+SMALLEST_FRAGMENT: Final = 16  # bytes on average: a message in smaller ones, or in 1,024, is refused
+
+TEXT, BINARY, PING, PONG = 0x81, 0x82, 0x89, 0x8A  # first byte of a whole frame: FIN and opcode (RFC 6455 §5.2)
+FAST: Final = frozenset({TEXT, BINARY, PING, PONG})
+PING_FRAME: Final = b"\x89\x00"
+HEADERS: Final = {first: [bytes((first, size)) for size in range(126)] for first in (TEXT, BINARY, PONG)}
+
+
+def frame(first: int, payload: bytes) -> bytes:
+    """An unmasked frame, as a server sends it: first byte, then the length in 1, 3 or 9 bytes (RFC 6455 §5.2)."""
+    size = len(payload)
+    if size < 126:
+        return HEADERS[first][size] + payload
+    if size < 65536:
+        return b"%c\x7e%b%b" % (first, size.to_bytes(2, "big"), payload)
+    return b"%c\x7f%b%b" % (first, size.to_bytes(8, "big"), payload)
+
+
+def pack_classic(message: AnyMessage) -> bytes | None:
+    payload = CLASSIC.encode(message)
+    return None if payload is None else frame(TEXT, payload)
+
+
+def pack_v1(message: AnyMessage) -> bytes:
+    return frame(BINARY if isinstance(message, Binary) else TEXT, V1_DIALECT.encode(message))
+
+
+def pack_raw(data: str | bytes) -> bytes:
+    return frame(TEXT, data.encode()) if isinstance(data, str) else frame(BINARY, data)
+
+
+PACK: Final[dict[Dialect, Callable[[Any], bytes | None]]] = {CLASSIC: pack_classic, V1_DIALECT: pack_v1}
+
+
+class WebSockets:
+    """All WebSocket connections of a server: how many there may be, and which have been silent for too long."""
+
+    def __init__(self, config: Config, rooms: Rooms, clock: Callable[[], float], log: Any) -> None:
+        self.rooms = rooms
+        self.clock = clock
+        self.log = log
+        self.connections: set[Connection] = set()
+        self.joining: Rota[Connection] = Rota(JOIN_WITHIN)
+        self.closing: Rota[Connection] = Rota(CLOSE_WITHIN)
+        self._pings: Rota[Connection] = Rota(PING_EVERY)
+        self._per_address = Tally(config.connections_per_address)
+        self._max_clients = config.max_clients
+
+    def admit(self, slug: str, address: str) -> None:
+        """May this address open one more WebSocket? Raises LimitExceeded."""
+        refused = self.rooms.totals.refused
+        if self._max_clients and len(self.connections) >= self._max_clients:
+            refused["max_clients"] += 1
+            raise LimitExceeded("max_clients", 503, f"{len(self.connections)} clients are connected, no more are taken")
+        if not self._per_address.take(network(address)):
+            refused["connections_per_address"] += 1
+            raise LimitExceeded("connections_per_address", 429, "too many connections from this address")
+        try:
+            self.rooms.admit(slug, address, self.clock())
+        except LimitExceeded:
+            self._per_address.give_back(network(address))
+            raise
+
+    def start(self, transport: asyncio.Transport, slug: str, dialect: Dialect, address: str, rest: bytes) -> None:
+        """Takes over a TCP connection after its 101; `admit` was asked. `rest` is what came behind the request head."""
+        connection = Connection(self, transport, slug, dialect, address)
+        self.connections.add(connection)
+        self._pings.add(connection, self.clock())
+        transport.set_protocol(connection)
+        connection.open(rest)
+
+    def enter(self) -> float:
+        """Tells the rooms what time it is."""
+        now = self.clock()
+        self.rooms.enter(now)
+        return now
+
+    def forget(self, connection: Connection) -> None:
+        if connection in self.connections:
+            self.connections.remove(connection)
+            self._per_address.give_back(network(connection.address))
+            for rota in (self.joining, self.closing, self._pings):
+                rota.discard(connection)
+
+    def sweep(self, now: float) -> None:
+        """Once a second: who is late?"""
+        refused = self.rooms.totals.refused
+        for connection in self.joining.due(now):
+            refused["join_timeout"] += 1
+            connection.close(Close.POLICY, f"no session:join within {JOIN_WITHIN:g} s")
+        for connection in self.closing.due(now):
+            connection.abort()
+        for connection in self._pings.due(now):
+            if connection.ping(now):
+                self._pings.add(connection, now)
+            else:
+                refused["silent"] += 1
+                connection.abort()
+
+    async def drain(self, code: int, reason: str, seconds: float) -> None:
+        """Closes all, in slices over at most `seconds`, so that they do not all come back in the same instant."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        waiting = list(self.connections)
+        slices = max(1, int(seconds * 0.7 / 0.1))
+        size = max(100, -(-len(waiting) // slices))
+        while waiting and loop.time() < deadline:
+            for connection in waiting[:size]:
+                connection.expel(code, reason)
+            del waiting[:size]
+            await asyncio.sleep(0.1 if waiting else 0)
+        while self.connections and loop.time() < deadline:
+            await asyncio.sleep(0.02)
+        for connection in tuple(self.connections):
+            connection.abort()
+
+
+class Connection(asyncio.Protocol):
+    """One WebSocket: a `room.Link` once its client has joined."""
+
+    __slots__ = (
+        "_alive", "_buffer", "_closed", "_excess", "_limit", "_most_unsent", "_need", "_non_messages", "_partial", "_ping_at",
+        "_rare", "_server", "_slug", "_transport", "_waits", "address", "client", "core", "dialect", "kind", "pack", "rtt", "write",
+    )  # fmt: skip
+
+    def __init__(
+        self, server: WebSockets, transport: asyncio.Transport, slug: str, dialect: Dialect, address: str
+    ) -> None:
+        self.kind = "websocket"
+        self.dialect = dialect
+        self.address = address
+        self.rtt: float | None = None  # seconds
+        self.pack = PACK[dialect]
+        self.write: Write = transport.write
+        self.client: Client | None = None
+        self.core: RoomCore | None = None
+        self._server = server
+        self._transport = transport
+        self._slug = slug
+        self._limit = self._most_unsent = 0  # bytes
+        self._buffer: bytearray | None = None  # an incomplete frame
+        self._need = 0  # bytes it must have before another look at it is worth while
+        self._rare: RareFrames | None = None
+        self._waits = False  # for the outcome of a join
+        self._closed = False  # our close frame was sent, or the socket is gone
+        self._excess = EXCESS
+        self._partial: object = None  # what was incomplete at the last ping
+        self._alive = True
+        self._ping_at: float | None = None
+        self._non_messages = 0
+
+    def open(self, rest: bytes) -> None:
+        """Classic clients and raw rooms join at once, a session.v1 client by its first message."""
+        self._transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
+        try:
+            room_class = self._server.rooms.class_of(self._slug)
+        except SessionError as error:
+            self._server.rooms.totals.refused["piece"] += 1
+            self.close(error.code, "the code of this piece cannot be used")
+            return
+        size = room_class.max_message or self._server.rooms.config.message_size
+        self._limit = size or UNLIMITED
+        self._most_unsent = max(MAX_UNSENT, 2 * size)
+        if room_class.raw:
+            self.pack, self.dialect = pack_raw, CLASSIC
+        if self.dialect is CLASSIC:
+            self._join(Hello())
+        else:
+            self._server.joining.add(self, self._server.clock())
+        if rest and not self._closed:
+            self.data_received(rest)
+
+    # --- bytes in -----------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        self._alive = True
+        if self._closed:
+            self._excess -= len(data)
+            if self._excess < 0:  # it was told to stop and goes on
+                self.abort()
+                return
+        if self._buffer is not None:
+            self._buffer += data
+            if len(self._buffer) < self._need:
+                return
+            data, self._buffer = bytes(self._buffer), None
+        try:
+            self._read(data)
+        except Exception:  # a fault of ours: loud, and ends no more than this connection
+            self._server.log.exception("fault in the server", room=self._slug)
+            self._server.rooms.totals.faults += 1
+            self.expel(Close.FAILED, "the server failed")
+
+    def _read(self, data: bytes) -> None:
+        at = 0
+        while at < len(data):
+            if self._waits:  # for on_auth: the rest is read when it has spoken
+                self._keep(data[at:], 0)
+                return
+            at = self._read_fast(data, at) if self._rare is None else self._read_rare(data, at)
+
+    def _read_fast(self, data: bytes, at: int) -> int:
+        """Takes common frames from a border on; returns where a rare one begins, or the end.
+
+        Client frames are masked: 2 bytes of header (4 from 126 bytes on), 4 of mask, the payload (RFC 6455 §5.2).
+        """
+        end = len(data)
+        while at < end and not self._waits and not self._closed:
+            second = data[at + 1] if end - at > 1 else 0x80
+            if second < 0xFE:
+                size, body = second - 0x80, at + 6
+            elif second == 0xFE and end - at >= 4:
+                size, body = data[at + 2] << 8 | data[at + 3], at + 8
+            else:
+                size, body = 126 if second == 0xFE else -1, at + 8
+            if data[at] not in FAST or not 0 <= size <= self._limit or (size < 126) is (body == at + 8):
+                self._rare = RareFrames(self._limit)
+                return at
+            stop = body + size
+            if stop > end:
+                self._keep(data[at:], stop - at if end - at > 3 else end - at + 1)
+                return end
+            self._take(data[at], apply_mask(data[body:stop], data[body - 4 : body]))
+            at = stop
+        return at
+
+    def _keep(self, data: bytes, need: int) -> None:
+        """An incomplete frame waits until it has `need` bytes."""
+        self._buffer = bytearray(data)
+        self._need = need
+
+    def _read_rare(self, data: bytes, at: int) -> int:
+        """Gives one frame, or the part of it that is there, to the library; returns where the next begins, or the end.
+
+        Back to the fast lane at the first border at which no fragmented message is open.
+        """
+        rare = self._rare
+        assert rare is not None
+        if rare.left == 0:
+            size = frame_size(data[at : at + 14])
+            if size is None:
+                self._keep(data[at:], len(data) - at + 1)
+                return len(data)
+            rare.left = size
+        chunk = data[at : at + rare.left]
+        for first, payload in rare.feed(chunk):
+            if not self._closed:
+                self._take(first, payload)
+        self._after_rare(rare)
+        if rare.left == 0 and rare.done and not self._closed:
+            self._rare = None
+        return at + len(chunk)
+
+    def _after_rare(self, rare: RareFrames) -> None:
+        """Sends what the library answers, and sees whether the connection ended by it."""
+        for data in rare.protocol.data_to_send():
+            if data:
+                self._transport.write(data)
+        if rare.protocol.state is State.OPEN:
+            return
+        if not self._closed:  # the peer closed, or broke the protocol
+            if rare.protocol.close_rcvd is None and rare.protocol.close_sent is not None:
+                self._server.rooms.totals.refused[f"closed_{rare.protocol.close_sent.code}"] += 1
+            self._closed = True
+            self._server.closing.add(self, self._server.enter())
+            self._drop(clean=True)
+        if rare.protocol.close_rcvd is not None:  # both halves are done: the server ends the TCP connection (§7.1.1)
+            self._transport.close()
+
+    # --- messages -----------------------------------------------------------------------------------------------------
+
+    def _take(self, first: int, payload: bytes) -> None:
+        """One complete message, or a pong."""
+        client, core = self.client, self.core
+        if first == PONG:
+            if self._ping_at is not None:
+                self.rtt, self._ping_at = self._server.clock() - self._ping_at, None
+            return
+        if first == PING:
+            if core is None or client is None or core.admits(client, len(payload), self._server.clock()):
+                self._transport.write(frame(PONG, payload))
+            return
+        try:
+            if core is None or client is None:
+                self._take_hello(first, payload)
+                return
+            if self.pack is pack_raw:
+                data = payload.decode() if first == TEXT else payload
+                core.receive_raw(client, data, len(payload), self._server.clock())
+                return
+            core.receive(client, self._decode(first, payload), len(payload), self._server.clock())
+        except ProtocolError as error:
+            self._not_a_message(error)
+        except UnicodeDecodeError:
+            self._refuse(Close.BAD_TEXT, "text is not UTF-8")
+
+    def _decode(self, first: int, payload: bytes) -> AnyMessage:
+        """Raises ProtocolError, or UnicodeDecodeError: without this check one client could make all others close."""
+        if first == TEXT:
+            return self.dialect.decode(payload.decode())
+        if self.dialect is V1_DIALECT:
+            return unpack_binary(payload)
+        try:
+            return self.dialect.decode(payload.decode())  # classic reads binary as text (wire.md §4.1)
+        except UnicodeDecodeError as error:
+            raise ProtocolError(Close.NOT_MESSAGES, f"not a message: {error}") from None
+
+    def _take_hello(self, first: int, payload: bytes) -> None:
+        try:
+            hello = decode_hello(self._decode(first, payload))
+        except ProtocolError as error:
+            self._refuse(Close.POLICY, str(error))
+            return
+        self._server.joining.discard(self)
+        self._join(hello)
+
+    def _join(self, hello: Hello) -> None:
+        self._waits = True
+        self._server.rooms.join(self._slug, self, hello, self._server.clock(), self._joined)
+        if self._waits:
+            self._transport.pause_reading()  # an async on_auth: what comes meanwhile stays in the kernel
+
+    def _joined(self, client: Client | None, error: SessionError | None) -> None:
+        """The outcome of a join."""
+        self._waits = False
+        if client is None:
+            if not self._closed and error is not None:
+                self.close(error.code, str(error))
+            return
+        if self._closed:  # gone while on_auth thought about it
+            client.core.drop(client, self, clean=False)
+            return
+        self.client, self.core = client, client.core
+        if not self._transport.is_reading():
+            self._transport.resume_reading()
+            data, self._buffer = bytes(self._buffer or b""), None
+            self.data_received(data)
+
+    def _not_a_message(self, error: ProtocolError) -> None:
+        self._server.rooms.totals.refused["non_message"] += 1
+        self._non_messages += 1
+        if self._non_messages >= NON_MESSAGES:
+            self._refuse(Close.NOT_MESSAGES, f"{NON_MESSAGES} non-messages, the last: {error}")
+        elif self.core is not None and self.client is not None:
+            self.core.complain(self.client, "malformed", str(error))
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def _refuse(self, code: int, reason: str) -> None:
+        """The peer's fault: counted, closed, and its seat is given up."""
+        self._server.rooms.totals.refused[f"closed_{code}"] += 1
+        self.expel(code, reason)
+
+    def expel(self, code: int, reason: str) -> None:
+        """Closes, and gives the seat up."""
+        if self.core is not None and self.client is not None and not self._closed:
+            self._server.enter()
+            self.core.expel(self.client, code, reason)
+        self.close(code, reason)
+
+    def close(self, code: int, reason: str) -> None:
+        """Sends a close frame and waits a little for the peer's. The room is not told."""
+        if self._closed:
+            return
+        self._closed = True
+        self.client = self.core = None
+        if self._rare is None:
+            self._rare = RareFrames(self._limit)
+        # RFC 6455 §5.5: a control frame carries at most 125 bytes, two of them the code
+        self._rare.protocol.send_close(code, reason.encode()[:120].decode(errors="ignore"))
+        for data in self._rare.protocol.data_to_send():
+            self._transport.write(data)
+        self._server.closing.add(self, self._server.clock())
+        if not self._transport.is_reading():
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """Ends the TCP connection without another word; `connection_lost` follows."""
+        self._transport.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._closed = True
+        self._drop(clean=False)
+        self._server.forget(self)
+
+    def _drop(self, clean: bool) -> None:
+        client, core = self.client, self.core
+        self.client = self.core = None
+        if client is not None and core is not None:
+            self._server.enter()
+            core.drop(client, self, clean)
+
+    def ping(self, now: float) -> bool:
+        """False if no byte came since the last one, or the same message has been arriving ever since: cut."""
+        partial = self._buffer if self._rare is None else self._rare
+        if not self._alive or (partial is not None and partial is self._partial):
+            return False
+        self._alive, self._partial = False, partial
+        if not self._closed:
+            self._ping_at = now
+            self._transport.write(PING_FRAME)
+        return True
+
+    # --- back-pressure ------------------------------------------------------------------------------------------------
+
+    def pause_writing(self) -> None:
+        """More than HIGH_WATER is unsent: from now on each write is looked at, and what may be lost is shed."""
+        self.write = self._write_behind
+        if self.core is not None and self.client is not None:
+            self.core.congested(self.client, True)
+        self._check_unsent()
+
+    def resume_writing(self) -> None:
+        self.write = self._transport.write
+        if self.core is not None and self.client is not None:
+            self.core.congested(self.client, False)
+
+    def _write_behind(self, data: bytes) -> None:
+        self._transport.write(data)
+        self._check_unsent()
+
+    def _check_unsent(self) -> None:
+        unsent = self._transport.get_write_buffer_size()
+        if unsent > self._most_unsent and not self._closed:
+            self._server.rooms.totals.refused["slow_consumer"] += 1
+            self._drop(clean=False)  # it may come back for its seat
+            self.close(Close.FULL, f"slow consumer: {unsent} bytes unsent")
+
+
+class RareFrames:
+    """What the fast lane does not take, on the library's protocol object: fragments, pings, closes, faults."""
+
+    __slots__ = ("_count", "_decoder", "_first", "_most", "_parts", "left", "protocol")
+
+    def __init__(self, limit: int) -> None:
+        self.protocol = Protocol(SERVER, state=State.OPEN, max_size=limit)
+        self.left = 0  # bytes until the next frame begins
+        self._most = max(1024, limit // SMALLEST_FRAGMENT)
+        self._first = 0  # TEXT or BINARY while a fragmented message is open
+        self._parts: list[bytes] = []
+        self._count = 0
+        self._decoder = getincrementaldecoder("utf-8")()
+
+    @property
+    def done(self) -> bool:
+        """Nothing is open: the connection can go without this object."""
+        return self._first == 0 and self.protocol.state is State.OPEN
+
+    def feed(self, chunk: bytes) -> list[tuple[int, bytes]]:
+        """Bytes of one frame, all or a part; returns the messages that it completed."""
+        self.left -= len(chunk)
+        self.protocol.receive_data(chunk)
+        found: list[tuple[int, bytes]] = []
+        for event in self.protocol.events_received():
+            if isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+                self._gather(event, found)
+        return found
+
+    def _gather(self, event: Frame, found: list[tuple[int, bytes]]) -> None:
+        """Joins fragments (RFC 6455 §5.4). Text is checked as it comes: bad UTF-8 fails at its first bad fragment."""
+        if event.opcode is not Opcode.CONT:
+            self._first = TEXT if event.opcode is Opcode.TEXT else BINARY
+            self._parts, self._count = [], 0
+            self._decoder.reset()
+        self._count += 1
+        payload = bytes(event.data)
+        if payload:
+            self._parts.append(payload)
+        if self._count > self._most:
+            self.protocol.fail(CloseCode.POLICY_VIOLATION, f"message in more than {self._most} fragments")
+        elif self._first == TEXT and not self._is_text(payload, event.fin):
+            self.protocol.fail(CloseCode.INVALID_DATA, "text is not UTF-8")
+        elif event.fin:
+            found.append((self._first, b"".join(self._parts)))
+            self._first, self._parts = 0, []
+
+    def _is_text(self, payload: bytes, final: bool) -> bool:
+        try:
+            self._decoder.decode(payload, final)
+        except UnicodeDecodeError:
+            return False
+        return True
+
+
+def frame_size(data: bytes) -> int | None:
+    """Bytes of the frame that begins here, header included; None if the header is not complete (RFC 6455 §5.2)."""
+    if len(data) < 2:
+        return None
+    mask = 4 if data[1] & 0x80 else 0
+    size = data[1] & 0x7F
+    if size < 126:
+        return 2 + mask + size
+    width = 2 if size == 126 else 8
+    if len(data) < 2 + width:
+        return None
+    return 2 + width + mask + int.from_bytes(data[2 : 2 + width], "big")
