@@ -1,4 +1,4 @@
-"""session-server: rooms for multiplayer browser pieces. `from session_server import Client, Refused, Room, User, on`."""
+"""Rooms for multiplayer browser pieces: `from session_server import Client, Refused, Room, User, on`."""
 
 from __future__ import annotations
 

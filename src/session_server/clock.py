@@ -26,7 +26,7 @@ class Timer:
 
 
 class Timers:
-    """Calls what is due. `wake(when)` is told of a deadline earlier than all before, so that the loop can be re-armed."""
+    """Calls what is due. `wake(when)` is told of a deadline earlier than all before, to re-arm the loop."""
 
     def __init__(self, wake: Callable[[float], None] = lambda when: None) -> None:
         self._heap: list[tuple[float, int, Timer]] = []

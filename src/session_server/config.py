@@ -25,7 +25,7 @@ def setting(default: Any, meaning: str, **more: Any) -> Any:
 class Config:
     """Each field is the flag `--its-name` and the variable `SESSION_SERVER_ITS_NAME`."""
 
-    host: str = setting("127.0.0.1", "Address to listen on.")
+    host: str | None = setting(None, "Address to listen on; all of this machine's, in development loopback only.")
     port: int = setting(8889, "Port for TCP and UDP; 0 chooses one and prints it.")
     udp_port: int | None = setting(None, "UDP port, only where it must differ. Data channels are not built yet.")
     pieces: str = setting("pieces", "Folder of pieces.", metavar="DIR")

@@ -1,4 +1,4 @@
-"""From a piece's methods to a table by message type: `@on`, content checked by annotations, who hears what is relayed."""
+"""From a piece's methods to a table by message type: `@on`, contents checked by annotations, what is relayed."""
 
 from __future__ import annotations
 

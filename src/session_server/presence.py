@@ -1,4 +1,4 @@
-"""Who is here: people, not sockets. Values only; the room says who came, changed and went, and asks for the difference."""
+"""Who is here: people, not sockets. Values only; the room says who came, changed and went, and asks what is new."""
 
 from __future__ import annotations
 

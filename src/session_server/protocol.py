@@ -1,4 +1,4 @@
-"""Words on the wire: messages, dialects, slugs, tickets, close codes, errors. Bytes in, values out; no sockets, no clock.
+"""Words on the wire: messages, dialects, slugs, tickets, close codes, errors. Bytes in, values out.
 
     SessionError
     ├── ProtocolError      the peer broke the protocol; carries a close code
@@ -20,7 +20,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, ClassVar, Final, TypeVar
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import msgspec
 from msgspec import UNSET, DecodeError, Raw, Struct, UnsetType, ValidationError
@@ -260,7 +260,7 @@ def unpack_binary(data: bytes) -> Binary:
 
 
 def compile_patterns(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    """One expression for type patterns such as `cursor` or `world:*:list`; `*` is anything but a colon, at the end anything."""
+    """One expression for type patterns such as `world:*:list`; `*` is anything but a colon, at the end anything."""
 
     def one(pattern: str) -> str:
         head, star, tail = re.escape(pattern).replace(r"\*", "[^:]*").rpartition("[^:]*")
@@ -391,6 +391,20 @@ def slug_from_target(target: str) -> str | None:
 
 def slug_to_path(slug: str) -> str:
     return "/session/" + quote(slug, safe="/~:@!$&'()*+,;=")
+
+
+def origin_allowed(origin: str | None, hosts: tuple[str, ...], listed: tuple[str, ...]) -> bool:
+    """May a page of this origin join? Its hostname is one of the server's own `hosts`, or the origin is listed.
+
+    No Origin means no browser; a page with an opaque one says `null`.
+    """
+    if origin is None or "*" in listed or origin in listed:
+        return True
+    try:
+        name = urlsplit(origin).hostname
+        return name is not None and name in {urlsplit(f"//{host}").hostname for host in hosts}
+    except ValueError:
+        return False
 
 
 def piece_of(slug: str) -> str:

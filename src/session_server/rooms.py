@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterator
 from inspect import isawaitable
 from typing import Any, Final, Protocol
 
@@ -209,5 +209,5 @@ class Rooms:
     def clients(self) -> int:
         return sum(len(core.clients) for core in self.rooms.values())
 
-    def __iter__(self) -> Iterable[RoomCore]:
+    def __iter__(self) -> Iterator[RoomCore]:
         return iter(self.rooms.values())

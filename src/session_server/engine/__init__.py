@@ -30,7 +30,7 @@ class Engine(Protocol):
     def subscribe(self, subject: str, deliver: Callable[[bytes], None]) -> Callable[[], None]:
         """Returns a call that ends the subscription."""
 
-    def request(self, subject: str, data: bytes, timeout: float) -> Awaitable[bytes]:
+    def request(self, subject: str, data: bytes, seconds: float) -> Awaitable[bytes]:
         """One answer of one node. Raises TimeoutError."""
 
     def nodes(self) -> list[str]:

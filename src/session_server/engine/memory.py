@@ -36,7 +36,7 @@ class MemoryEngine:
 
         return end
 
-    async def request(self, subject: str, data: bytes, timeout: float) -> bytes:
+    async def request(self, subject: str, data: bytes, seconds: float) -> bytes:
         """There is no other node to answer."""
         raise TimeoutError(f"nobody answers {subject!r}: this is the only node")
 

@@ -19,6 +19,10 @@ from ..room import Room
 ROUTES: Final = frozenset(
     {"session", "session.js", "session.d.ts", "health", "status", "metrics", "check", "favicon.ico"}
 )
+ASSETS: Final = {
+    ".js", ".mjs", ".css", ".json", ".txt", ".svg", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".ico",
+    ".mp3", ".ogg", ".wav", ".mp4", ".webm", ".woff2", ".wasm", ".glb",
+}  # fmt: skip
 BUILT_IN: Final = Path(__file__).parent
 
 
@@ -39,6 +43,7 @@ class Pieces:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self.table: dict[str, Piece] = {}
+        self.assets: dict[str, Path] = {}  # what pages load from beside them: path below the folder → file
         for place in (BUILT_IN, folder):
             if place is not None:
                 self._scan(place)
@@ -74,6 +79,11 @@ class Pieces:
                 piece.page = path
             piece.error = piece.error or name_error(slug, path)
         self.table |= found
+        self.assets |= {
+            path.relative_to(folder).as_posix(): path
+            for path in sorted(folder.rglob("*"))
+            if path.suffix in ASSETS and path.is_file() and not any(part.startswith(".") for part in path.parts[-2:])
+        }
 
     def _load(self, piece: Piece) -> None:
         if piece.code is not None and piece.error is None:

@@ -8,6 +8,6 @@ What it must do, whatever the wire:
     client.core.congested(client, behind)         its buffer filled, or drained
     client.core.drop(client, link, clean)         it ended, cleanly or not
 
-It owns its buffers and their limits, never blocks, and a peer's fault never leaves it as an exception: it becomes a close
-code and a counter.
+It owns its buffers and their limits, and never blocks. A peer's fault never leaves it as an exception: it becomes a
+close code and a counter.
 """

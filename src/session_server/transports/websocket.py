@@ -9,19 +9,26 @@ from __future__ import annotations
 
 import asyncio
 from codecs import getincrementaldecoder
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from http import HTTPStatus
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from websockets.frames import CloseCode, Frame, Opcode
+from websockets.http11 import Request
 from websockets.protocol import SERVER, Protocol, State
+from websockets.server import ServerProtocol
 from websockets.speedups import apply_mask
+from websockets.typing import Subprotocol
 
 from ..clock import Rota
 from ..config import Config
-from ..limits import Tally, network
+from ..limits import Tally, client_address, network
 from ..outbox import Write
 from ..protocol import (
     CLASSIC,
+    SUBPROTOCOL,
     V1_DIALECT,
     AnyMessage,
     Binary,
@@ -32,6 +39,8 @@ from ..protocol import (
     ProtocolError,
     SessionError,
     decode_hello,
+    origin_allowed,
+    slug_from_target,
     unpack_binary,
 )
 from ..room import Client, RoomCore
@@ -80,10 +89,25 @@ def pack_raw(data: str | bytes) -> bytes:
 PACK: Final[dict[Dialect, Callable[[Any], bytes | None]]] = {CLASSIC: pack_classic, V1_DIALECT: pack_v1}
 
 
+class Turned(Exception):
+    """Not let in: an HTTP status and a line for whoever asked."""
+
+    def __init__(self, status: int, line: str) -> None:
+        super().__init__(line)
+        self.status = status
+
+
+def choose_subprotocol(handshake: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    """Ours if it is offered; a client that offers none, or others, speaks classic."""
+    return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in offered else None
+
+
 class WebSockets:
     """All WebSocket connections of a server: how many there may be, and which have been silent for too long."""
 
-    def __init__(self, config: Config, rooms: Rooms, clock: Callable[[], float], log: Any) -> None:
+    def __init__(
+        self, config: Config, rooms: Rooms, clock: Callable[[], float], log: Any, draining: Callable[[], bool]
+    ) -> None:
         self.rooms = rooms
         self.clock = clock
         self.log = log
@@ -93,8 +117,72 @@ class WebSockets:
         self._pings: Rota[Connection] = Rota(PING_EVERY)
         self._per_address = Tally(config.connections_per_address)
         self._max_clients = config.max_clients
+        self._draining = draining
+        self._origins = ("*",) if config.development and not config.origin else config.origin
+        self._own_hosts = (urlsplit(config.public_url).netloc,) if config.public_url else ()
+        self._proxies = config.proxies()
+        self._gone = asyncio.Event()  # set when the last connection has ended
 
-    def admit(self, slug: str, address: str) -> None:
+    def upgrade(self, transport: asyncio.Transport, head: bytes, rest: bytes) -> None:
+        """A request head that asks for a WebSocket: answered with 101, or with a status and a line of text."""
+        handshake = ServerProtocol(select_subprotocol=choose_subprotocol)
+        handshake.receive_data(head)
+        events = handshake.events_received()
+        if not events or not isinstance(events[0], Request):
+            self._refuse(transport, 400, f"bad request: {handshake.handshake_exc or handshake.parser_exc}")
+            return
+        request = events[0]
+        try:
+            slug, address = self._judge(request, transport)
+        except Turned as turned:
+            self._refuse(transport, turned.status, str(turned))
+            return
+        response = handshake.accept(request)
+        handshake.send_response(response)
+        transport.write(b"".join(handshake.data_to_send()))
+        if response.status_code != 101:
+            self._per_address.give_back(network(address))
+            self.rooms.totals.refused["upgrade_400"] += 1
+            transport.close()
+            return
+        self._start(transport, slug, V1_DIALECT if handshake.subprotocol else CLASSIC, address, rest)
+
+    def _judge(self, request: Request, transport: asyncio.Transport) -> tuple[str, str]:
+        """The slug and the client's address. Raises Turned."""
+        headers = request.headers
+        try:
+            slug = slug_from_target(request.path)
+        except ValueError as error:
+            raise Turned(400, str(error)) from None
+        if slug is None:
+            raise Turned(404, "no room here, expected /session/{slug}")
+        hosts = (*headers.get_all("Host"), *self._own_hosts)
+        origins = headers.get_all("Origin")
+        if len(origins) > 1 or not origin_allowed(origins[0] if origins else None, hosts, self._origins):
+            raise Turned(403, "this origin may not join")
+        if self._draining():
+            raise Turned(503, "the server is restarting")
+        peer = transport.get_extra_info("peername")
+        address = client_address(
+            str(peer[0]) if isinstance(peer, tuple) else "unix", headers.get_all("X-Forwarded-For"), self._proxies
+        )
+        try:
+            self._admit(slug, address)
+        except LimitExceeded as error:
+            raise Turned(error.status, str(error)) from None
+        return slug, address
+
+    def _refuse(self, transport: asyncio.Transport, status: int, line: str) -> None:
+        self.rooms.totals.refused[f"upgrade_{status}"] += 1
+        body = f"{line}\n".encode()
+        transport.write(
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: text/plain; charset=utf-8\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+            + body
+        )
+        transport.close()
+
+    def _admit(self, slug: str, address: str) -> None:
         """May this address open one more WebSocket? Raises LimitExceeded."""
         refused = self.rooms.totals.refused
         if self._max_clients and len(self.connections) >= self._max_clients:
@@ -109,8 +197,8 @@ class WebSockets:
             self._per_address.give_back(network(address))
             raise
 
-    def start(self, transport: asyncio.Transport, slug: str, dialect: Dialect, address: str, rest: bytes) -> None:
-        """Takes over a TCP connection after its 101; `admit` was asked. `rest` is what came behind the request head."""
+    def _start(self, transport: asyncio.Transport, slug: str, dialect: Dialect, address: str, rest: bytes) -> None:
+        """Takes over a TCP connection after its 101; `rest` is what came behind the request head."""
         connection = Connection(self, transport, slug, dialect, address)
         self.connections.add(connection)
         self._pings.add(connection, self.clock())
@@ -129,6 +217,8 @@ class WebSockets:
             self._per_address.give_back(network(connection.address))
             for rota in (self.joining, self.closing, self._pings):
                 rota.discard(connection)
+            if not self.connections:
+                self._gone.set()
 
     def sweep(self, now: float) -> None:
         """Once a second: who is late?"""
@@ -157,8 +247,10 @@ class WebSockets:
                 connection.expel(code, reason)
             del waiting[:size]
             await asyncio.sleep(0.1 if waiting else 0)
-        while self.connections and loop.time() < deadline:
-            await asyncio.sleep(0.02)
+        self._gone.clear()
+        if self.connections:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._gone.wait(), deadline - loop.time())
         for connection in tuple(self.connections):
             connection.abort()
 
@@ -167,8 +259,9 @@ class Connection(asyncio.Protocol):
     """One WebSocket: a `room.Link` once its client has joined."""
 
     __slots__ = (
-        "_alive", "_buffer", "_closed", "_excess", "_limit", "_most_unsent", "_need", "_non_messages", "_partial", "_ping_at",
-        "_rare", "_server", "_slug", "_transport", "_waits", "address", "client", "core", "dialect", "kind", "pack", "rtt", "write",
+        "_alive", "_buffer", "_closed", "_excess", "_limit", "_most_unsent", "_need", "_non_messages", "_partial",
+        "_ping_at", "_rare", "_server", "_slug", "_transport", "_waits", "address", "client", "core", "dialect", "kind",
+        "pack", "rtt", "write",
     )  # fmt: skip
 
     def __init__(

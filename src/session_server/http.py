@@ -1,0 +1,253 @@
+"""Pages, discovery, health and figures over HTTP. Takes requests from the front protocol, knows rooms and pieces.
+
+One handler and a look at the path, since slugs are the user's and a router would decode them in its own way.
+"""
+
+from __future__ import annotations
+
+import hmac
+import mimetypes
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Final
+
+from aiohttp import web
+from msgspec.json import encode
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from .config import Config, Network
+from .limits import client_address, trusted
+from .pieces import Pieces
+from .protocol import Tickets, piece_of, slug_from_path, slug_to_path
+from .rooms import Rooms
+
+WEB: Final = Path(__file__).parent / "web"
+OPEN: Final = {"Access-Control-Allow-Origin": "*"}
+FRESH: Final = {"Cache-Control": "no-store"}
+CHECKED: Final = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}  # kept, but asked about each time
+RETRY_MS: Final = 2000
+HOST: Final = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+CODESPACES: Final = re.compile(r"(?P<name>[a-z0-9-]+)-[0-9]+\.(?P<rest>(?:preview\.)?app\.github\.dev)")
+LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+SCRIPTS: Final = {"/session.js": "text/javascript", "/session.d.ts": "text/plain"}
+
+Answer = web.StreamResponse
+
+
+def base_url(config: Config, scheme: str, host: str, force_production: bool = False) -> str:
+    """The one host of `url` and `udp`. `host` is the Host header, `scheme` what the client used."""
+    if config.public_url and (force_production or not config.development):
+        return config.public_url.rstrip("/")
+    name = host if host.endswith("]") else re.sub(r":[0-9]+$", "", host)
+    if name == config.local_name:
+        return f"https://session.{name}"
+    if codespace := CODESPACES.fullmatch(name):
+        return f"https://{codespace['name']}-8889.{codespace['rest']}"
+    return f"{scheme}://{host}"
+
+
+def text(status: int, line: str, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(status=status, text=line + "\n", headers=OPEN | FRESH | (headers or {}))
+
+
+def as_json(value: Any, status: int = 200) -> web.Response:
+    body = value if isinstance(value, bytes) else encode(value)
+    return web.Response(body=body, status=status, content_type="application/json", headers=OPEN | FRESH)
+
+
+class Site:
+    """What this server answers to HTTP requests that are no WebSocket upgrade."""
+
+    def __init__(
+        self, config: Config, rooms: Rooms, pieces: Pieces, tickets: Tickets, *, clock: Callable[[], float],
+        state: Callable[[], str], connections: Callable[[], int],
+    ) -> None:  # fmt: skip
+        """`state()` is `Ready`, `Full` or `Draining`; `connections()` how many WebSockets are open."""
+        self._config = config
+        self._rooms = rooms
+        self._pieces = pieces
+        self._tickets = tickets
+        self._clock, self._state, self._connections = clock, state, connections
+        self._proxies: tuple[Network, ...] = config.proxies()
+        self._started = clock()
+        self._version = version("session-server")
+        self._totals = self._registry(process=False)
+        self._details = self._registry(process=True)
+        self._routes: dict[str, Callable[[web.BaseRequest], Answer]] = {
+            "/": self._home,
+            "/health": self._health,
+            "/status": self._status,
+            "/metrics": self._metrics,
+            "/favicon.ico": lambda request: web.Response(status=204, headers={"Cache-Control": "max-age=86400"}),
+            **dict.fromkeys(SCRIPTS, self._script),
+        }
+
+    async def answer(self, request: web.BaseRequest) -> Answer:
+        target = request.raw_path
+        if not target.startswith("/"):  # absolute form (RFC 9112 §3.2.2)
+            target = re.sub(r"^https?://[^/?]*", "", target, flags=re.IGNORECASE) or "/"
+        path = target.partition("?")[0]
+        if request.method == "OPTIONS":
+            return web.Response(status=204, headers=OPEN | {"Access-Control-Allow-Methods": "GET, HEAD, OPTIONS"})
+        if request.method not in {"GET", "HEAD"}:
+            return text(405, f"{request.method} is not answered here, expected GET", {"Allow": "GET, HEAD, OPTIONS"})
+        if path.startswith("/session/"):
+            return self._discover(request, path.removeprefix("/session/"))
+        route = self._routes.get(path)
+        return self._page(path) if route is None else route(request)
+
+    # --- discovery ----------------------------------------------------------------------------------------------------
+
+    def _discover(self, request: web.BaseRequest, encoded: str) -> Answer:
+        """`GET /session/{slug}`: where the room is. Opens none."""
+        try:
+            slug = slug_from_path(encoded)
+        except ValueError as error:
+            return text(400, str(error))
+        host = request.headers.get("Host", "")
+        if not HOST.fullmatch(host):
+            return text(400, "Host header is no host name")
+        old = "service" in request.query  # old pages wait for ever on any state but Ready
+        state = self._room_state(slug)
+        if state != "Ready" and old:
+            return text(503, f"session server is {state.lower()}")
+        base = base_url(self._config, self._scheme(request), host, request.query.get("forceProduction") == "1")
+        path = slug_to_path(slug)
+        url = base + path if self._config.isolate_classic else base
+        told = {
+            "url": url,
+            "udp": url,
+            "state": state,
+            "session": "ws" + base.removeprefix("http") + path,
+            "room": slug,
+            "node": self._config.node,
+            "ticket": self._tickets.issue(slug, self._clock()),
+        }
+        return as_json(told if state == "Ready" else told | {"retry": RETRY_MS})
+
+    def _room_state(self, slug: str) -> str:
+        core = self._rooms.rooms.get(slug)
+        return "Full" if core is not None and core.full else self._state()
+
+    def _scheme(self, request: web.BaseRequest) -> str:
+        """As the client used it: a trusted proxy says so, else as it was served."""
+        forwarded = request.headers.get("X-Forwarded-Proto", "").lower()
+        if forwarded in {"http", "https"} and trusted(self._peer(request), self._proxies):
+            return forwarded
+        return "https" if request.secure else "http"
+
+    def _peer(self, request: web.BaseRequest) -> str:
+        peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+        return str(peer[0]) if isinstance(peer, tuple) else "unix"
+
+    # --- figures ------------------------------------------------------------------------------------------------------
+
+    def _health(self, request: web.BaseRequest) -> Answer:
+        return text(200, "ok")
+
+    def _status(self, request: web.BaseRequest) -> Answer:
+        """Totals for everybody; slugs, pieces and errors for those who may see them; addresses for nobody."""
+        told: dict[str, Any] = {
+            "state": self._state(),
+            "uptime": round(self._clock() - self._started, 3),
+            "node": self._config.node,
+            "version": self._version,
+            "totals": self._figures(),
+        }
+        if self._may_see_details(request):
+            told["pieces"] = [
+                {"slug": p.slug, "page": p.page is not None, "code": p.code is not None, "error": p.error}
+                for p in self._pieces.table.values()
+            ]
+            told["rooms"] = [
+                {"slug": core.slug, "clients": len(core.clients), "people": len(core.presence)} for core in self._rooms
+            ]
+        return as_json(told)
+
+    def _figures(self) -> dict[str, Any]:
+        totals = asdict(self._rooms.totals)
+        return {
+            "rooms": len(self._rooms.rooms),
+            "clients": self._rooms.clients,
+            "connections": self._connections(),
+            **totals,
+            "refused": dict(totals["refused"]),
+        }
+
+    def _metrics(self, request: web.BaseRequest) -> Answer:
+        registry = self._details if self._may_see_details(request) else self._totals
+        return web.Response(
+            body=generate_latest(registry), headers=OPEN | FRESH | {"Content-Type": "text/plain; version=0.0.4"}
+        )
+
+    def _registry(self, process: bool) -> CollectorRegistry:
+        registry = CollectorRegistry()
+        registry.register(self)
+        if process:
+            ProcessCollector(registry=registry)
+        return registry
+
+    def collect(self) -> Iterator[Metric]:
+        """For prometheus-client. No slug in a label: slugs are the users' to invent, and theirs alone."""
+        prefix = "session_server"
+        for name, value in self._figures().items():
+            if name == "refused":
+                refused = CounterMetricFamily(
+                    f"{prefix}_refused", "Refused, shed or closed, by reason.", labels=["reason"]
+                )
+                for reason, count in value.items():
+                    refused.add_metric([reason], count)
+                yield refused
+            elif name in {"rooms", "clients", "connections"}:
+                yield GaugeMetricFamily(f"{prefix}_{name}", f"Open {name}.", value=value)
+            else:
+                yield CounterMetricFamily(f"{prefix}_{name}", f"{name.replace('_', ' ')} since the start.", value=value)
+
+    def _may_see_details(self, request: web.BaseRequest) -> bool:
+        """With the admin token; in development from this machine, under a local name (a page elsewhere could point its
+        own name at 127.0.0.1: DNS rebinding)."""
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        secret = self._config.admin_token
+        if secret and scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), secret.encode()):
+            return True
+        host = re.sub(r":[0-9]+$", "", request.headers.get("Host", ""))
+        if not self._config.development or host not in LOCAL_HOSTS | {self._config.local_name}:
+            return False
+        address = client_address(self._peer(request), request.headers.getall("X-Forwarded-For", []), self._proxies)
+        try:
+            return ip_address(address).is_loopback
+        except ValueError:
+            return False
+
+    # --- pages --------------------------------------------------------------------------------------------------------
+
+    def _home(self, request: web.BaseRequest) -> Answer:
+        return web.FileResponse(
+            WEB / ("index.html" if self._may_see_details(request) else "totals.html"), headers=CHECKED
+        )
+
+    def _script(self, request: web.BaseRequest) -> Answer:
+        path = request.raw_path.partition("?")[0]
+        headers = OPEN | CHECKED | {"Content-Type": f"{SCRIPTS[path]}; charset=utf-8"}
+        return web.FileResponse(WEB / path[1:], headers=headers)
+
+    def _page(self, path: str) -> Answer:
+        """`/{slug}`: the page of its piece, or a file beside the pieces (`/field.css`)."""
+        try:
+            slug = slug_from_path(path[1:])
+        except ValueError as error:
+            return text(404 if path.startswith("/.") else 400, str(error))
+        file = self._pieces.page(piece_of(slug)) or self._pieces.assets.get(slug)
+        if file is None:
+            return text(404, "nothing here")
+        kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+        return web.FileResponse(file, headers=OPEN | CHECKED | {"Content-Type": charset(kind)})
+
+
+def charset(kind: str) -> str:
+    return f"{kind}; charset=utf-8" if kind.startswith("text/") or kind.endswith(("javascript", "json")) else kind

@@ -1,0 +1,449 @@
+"""Wires the floors: listeners, the front protocol of each TCP connection, timers, tasks, the stop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import secrets
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, cast
+
+from aiohttp import web
+from aiohttp.abc import AbstractAccessLogger
+
+from .clock import Rota
+from .config import Config, ConfigError
+from .engine.memory import MemoryEngine
+from .http import Site
+from .pieces import Pieces
+from .protocol import Close, Tickets
+from .rooms import Rooms
+from .tokens import Verifier
+from .transports.websocket import WebSockets
+
+MAX_HEAD: Final = 16 * 1024  # bytes of a request head, and of what is read ahead of its turn
+MAX_BODY: Final = 1024 * 1024  # bytes
+HEAD_WITHIN: Final = 10.0  # seconds for a request head
+IDLE_FOR: Final = 75.0  # seconds a connection is kept for a next request
+ANSWER_WITHIN: Final = 60.0  # seconds for an answer to be taken
+HEAD_END: Final = b"\r\n\r\n"
+
+
+class Front(asyncio.Protocol):
+    """One TCP connection as long as it speaks HTTP. Judges every request head: an upgrade goes to the WebSocket
+    transport, all else to aiohttp, one request at a time (docs/decisions/0004)."""
+
+    __slots__ = ("_body", "_buffer", "_busy", "_http", "_server", "_transport")
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._buffer = bytearray()
+        self._body = 0  # bytes of the request's body still to come
+        self._busy = False  # a request is being answered
+        self._http: asyncio.Protocol | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
+        self._server.fronts.add(self)
+        self._server.heads.add(self, self._server.clock())
+
+    def data_received(self, data: bytes) -> None:
+        if not self._buffer and not self._busy:
+            self._server.idle.discard(self)
+            self._server.heads.add(self, self._server.clock())
+        self._buffer += data
+        self._advance()
+
+    def _advance(self) -> None:
+        """Passes on what is due; stops at a head that is not complete, or whose turn has not come."""
+        if self._body and self._http is not None:
+            chunk = bytes(self._buffer[: self._body])
+            del self._buffer[: self._body]
+            self._body -= len(chunk)
+            self._http.data_received(chunk)
+        if self._busy or self._transport.is_closing():
+            if len(self._buffer) > MAX_HEAD:
+                self._transport.pause_reading()
+            return
+        while self._buffer.startswith(b"\r\n"):  # RFC 9112 §2.2: empty lines before a request are ignored
+            del self._buffer[:2]
+        end = self._buffer.find(HEAD_END) + len(HEAD_END)
+        if end > MAX_HEAD or (end < len(HEAD_END) and len(self._buffer) > MAX_HEAD):
+            self._refuse("431 Request Header Fields Too Large", f"head of more than {MAX_HEAD} bytes")
+        elif end >= len(HEAD_END):
+            head = bytes(self._buffer[:end])
+            del self._buffer[:end]
+            self._judge(head)
+
+    def _judge(self, head: bytes) -> None:
+        self._server.heads.discard(self)
+        headers = head.lower()
+        if b"\r\nupgrade:" in headers and b"websocket" in headers:
+            self._upgrade(head)
+            return
+        if b"transfer-encoding" in headers:
+            self._refuse("411 Length Required", "expected a body with Content-Length, saw Transfer-Encoding")
+            return
+        lengths = {
+            line.partition(b":")[2].strip() for line in headers.split(b"\r\n") if line.startswith(b"content-length:")
+        }
+        length = lengths.pop() if lengths else b"0"
+        if lengths or not length.isdigit() or len(length) > 20:
+            self._refuse("400 Bad Request", "Content-Length is no single number")
+        elif int(length) > MAX_BODY:
+            self._refuse("413 Content Too Large", f"body of {int(length)} bytes, expected at most {MAX_BODY}")
+        else:
+            self._pass_on(head, int(length))
+
+    def _pass_on(self, head: bytes, length: int) -> None:
+        self._busy = True
+        self._body = length
+        self._server.answering.add(self, self._server.clock())
+        if self._http is None:
+            self._http = self._server.new_http()
+            self._http.connection_made(self._transport)
+        self._http.data_received(head)
+        if self._body:
+            self._advance()
+
+    def answered(self) -> None:
+        """The answer has been written; on to the next request, if there is one."""
+        self._busy = False
+        self._server.answering.discard(self)
+        self._server.idle.add(self, self._server.clock())
+        if self._buffer:
+            self._server.heads.add(self, self._server.clock())
+            asyncio.get_running_loop().call_soon(self._advance)
+        if not self._transport.is_closing() and not self._transport.is_reading():
+            self._transport.resume_reading()
+
+    def _upgrade(self, head: bytes) -> None:
+        """Hands the connection over; it may have served HTTP before."""
+        if self._http is not None:
+            self._http.transport = None  # type: ignore[attr-defined]  # aiohttp closes what it owns when it is let go
+            self._http.connection_lost(None)
+            self._http = None
+        self._leave()
+        self._server.websockets.upgrade(self._transport, head, bytes(self._buffer))
+
+    def _refuse(self, status: str, line: str) -> None:
+        """Answers by itself and ends the connection: what follows cannot be told apart any more."""
+        self._server.rooms.totals.refused["http_" + status[:3]] += 1
+        body = f"{line}\n".encode()
+        head = f"HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\n"
+        self._transport.write(head.encode() + b"Connection: close\r\n\r\n" + body)
+        self._transport.close()
+
+    def cut(self) -> None:
+        self._transport.abort()
+
+    def _leave(self) -> None:
+        server = self._server
+        server.fronts.discard(self)
+        for rota in (server.heads, server.idle, server.answering):
+            rota.discard(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._leave()
+        if self._http is not None:
+            self._http.connection_lost(error)
+
+    def eof_received(self) -> bool:
+        return self._busy  # a client may close its half and still wait for the answer
+
+    def pause_writing(self) -> None:
+        if self._http is not None:
+            self._http.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._http is not None:
+            self._http.resume_writing()
+
+
+class Answered(AbstractAccessLogger):
+    """How aiohttp says that an answer is complete: it would log it now."""
+
+    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+        front = request.transport.get_protocol() if request.transport is not None else None
+        if isinstance(front, Front):
+            front.answered()
+
+
+class Server:
+    """One process: its listeners, rooms and links."""
+
+    def __init__(self, config: Config, log: Any, pieces: Pieces | None = None) -> None:
+        """Raises ConfigError. `pieces` is found in `config.pieces` if it is not handed in."""
+        self.config = config
+        self.log = log
+        self.clock: Callable[[], float] = time.monotonic
+        self.pieces = pieces if pieces is not None else Pieces(folder_of(config))
+        engine = MemoryEngine(config.node)
+        self.verifier = Verifier(config, log)
+        self.rooms = Rooms(
+            config,
+            self.pieces,
+            log=log,
+            token=partial(secrets.token_urlsafe, 16),
+            wake=self._wake,
+            spawn=self._spawn,
+            verify=self.verifier.verify,
+            claim=lambda slug: engine.claim(slug).epoch,
+            release=engine.release,
+        )
+        self.websockets = WebSockets(config, self.rooms, self.clock, log, draining=lambda: self.draining)
+        self.draining = False
+        self.fronts: set[Front] = set()
+        self.heads: Rota[Front] = Rota(HEAD_WITHIN)
+        self.idle: Rota[Front] = Rota(IDLE_FOR)
+        self.answering: Rota[Front] = Rota(ANSWER_WITHIN)
+        self.ports: list[int] = []
+        self._site = Site(
+            config,
+            self.rooms,
+            self.pieces,
+            Tickets(secrets.token_bytes(32), partial(secrets.token_hex, 16)),
+            clock=self.clock,
+            state=self._state,
+            connections=lambda: len(self.websockets.connections),
+        )
+        self._listeners: list[asyncio.Server] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._due_now = self._running = False
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = 0.0
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens, on `sockets` if they are handed in. Raises ConfigError."""
+        self._loop = asyncio.get_running_loop()
+        http = web.Server(self._site.answer, access_log_class=Answered, keepalive_timeout=IDLE_FOR * 10)
+        self.new_http: Callable[[], asyncio.Protocol] = http
+        tls = tls_context(self.config)
+        await self.verifier.start()
+        for listener in sockets if sockets is not None else bind(self.config):
+            self._listeners.append(
+                await self._loop.create_server(lambda: Front(self), sock=listener, ssl=tls, backlog=4096)
+            )
+            self.ports.append(listener.getsockname()[1])
+        self._task(self._sweep())
+        gc.collect()
+        gc.freeze()  # what is here now stays: the collector need not look at it again
+
+    async def serve(self, ready: Callable[[str], None]) -> None:
+        """Runs until it is told to stop; `ready(url)` is called once it serves."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self.stop)
+        self._loop.add_signal_handler(
+            signal.SIGHUP, lambda: self.log.warning("SIGHUP: swapping pieces is not built yet, restart to load them")
+        )
+        ready(self.url)
+        await self._stop.wait()
+        await self.drain()
+
+    def stop(self) -> None:
+        """Asks for a drain; the second time, for a quick one."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    async def drain(self) -> None:
+        """No new joins; clients are let go in slices within `config.drain` seconds, at once in development."""
+        self.draining = True
+        count = len(self.websockets.connections)
+        if count:
+            self.log.info("draining", clients=count, seconds=self.config.drain)
+        letting_go = self._loop.create_task(self.websockets.drain(Close.RESTART, "server restarts", self.config.drain))
+        hurried = self._loop.create_task(self._hurry.wait())
+        await asyncio.wait({letting_go, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        if not letting_go.done():
+            letting_go.cancel()
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends everything now."""
+        for listener in self._listeners:
+            listener.close()
+        for connection in tuple(self.websockets.connections):
+            connection.abort()
+        for front in tuple(self.fronts):
+            front.cut()
+        for core in tuple(self.rooms):
+            self.rooms.close(core)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._alarm is not None:
+            self._alarm.cancel()
+        await asyncio.sleep(0)  # lets the aborted connections say so
+
+    @property
+    def url(self) -> str:
+        if self.config.public_url and not self.config.development:
+            return self.config.public_url
+        host = self.config.host
+        name = "localhost" if host in {None, "127.0.0.1", "::1", "0.0.0.0", "::"} else host
+        scheme = "https" if self.config.tls_cert else "http"
+        return f"{scheme}://{f'[{name}]' if ':' in str(name) else name}:{self.ports[0]}"
+
+    def _state(self) -> str:
+        if self.draining:
+            return "Draining"
+        most = self.config.max_clients
+        return "Full" if most and len(self.websockets.connections) >= most else "Ready"
+
+    # --- time and tasks -----------------------------------------------------------------------------------------------
+
+    def _wake(self, when: float) -> None:
+        """The rooms want to run at `when`; 0.0 is the end of this tick."""
+        if self._running:
+            return  # they are asked afterwards
+        if when <= self.clock():
+            if not self._due_now:
+                self._due_now = True
+                self._loop.call_soon(self._turn)
+        else:
+            self._set_alarm(when)
+
+    def _turn(self) -> None:
+        """One turn of the rooms: what is due, then one write per client."""
+        self._due_now, self._running = False, True
+        try:
+            due = self.rooms.run(self.clock())
+        except Exception:
+            self.rooms.totals.faults += 1
+            self.log.exception("fault in the server")
+            due = self.clock() + 0.1
+        finally:
+            self._running = False
+        if due is not None:
+            self._wake(due)
+
+    def _set_alarm(self, when: float) -> None:
+        if self._alarm is not None:
+            if self._alarm_at <= when and not self._alarm.cancelled():
+                return
+            self._alarm.cancel()
+        self._alarm_at = when
+        self._alarm = self._loop.call_later(max(when - self.clock(), 0.001), self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._turn()
+
+    async def _sweep(self) -> None:
+        """Once a second: who is late?"""
+        refused = self.rooms.totals.refused
+        while True:
+            await asyncio.sleep(1)
+            now = self.clock()
+            self.rooms.enter(now)
+            for front in self.heads.due(now):
+                refused["slow_head"] += 1
+                front.cut()
+            for front in self.answering.due(now):
+                refused["slow_answer"] += 1
+                front.cut()
+            for front in self.idle.due(now):
+                front.cut()
+            self.websockets.sweep(now)
+
+    def _spawn(
+        self, awaitable: Awaitable[Any], seconds: float, done: Callable[[Any, BaseException | None], None]
+    ) -> None:
+        """Runs a room's async handler; `done` is told its value or its error, but not when the server ends."""
+
+        async def run() -> None:
+            value, error = None, None
+            try:
+                async with asyncio.timeout(seconds):
+                    value = await awaitable
+            except (Exception, SystemExit) as caught:
+                error = caught
+            self.rooms.enter(self.clock())
+            done(value, error)
+
+        self._task(run())
+
+    def _task(self, coroutine: Any) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.rooms.totals.faults += 1
+            self.log.error("fault in the server", exc_info=task.exception())
+
+
+def folder_of(config: Config) -> Path:
+    folder = Path(config.pieces)
+    if not folder.is_dir():
+        raise ConfigError(f"--pieces is {config.pieces!r}, expected a folder")
+    return folder
+
+
+def bind(config: Config) -> list[socket.socket]:
+    """Listening sockets: both loopback addresses, both families, or the one address asked for. Raises ConfigError."""
+    if config.host is None:
+        hosts = ["127.0.0.1", "::1"] if config.development else ["0.0.0.0", "::"]
+    else:
+        hosts = [config.host]
+    sockets: list[socket.socket] = []
+    port = config.port
+    for host in hosts:
+        try:
+            sockets.append(listen(host, port))
+        except OSError as error:
+            if sockets and error.errno in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
+                continue  # a machine without IPv6
+            for bound in sockets:
+                bound.close()
+            raise ConfigError(unable(host, port, error)) from None
+        port = sockets[0].getsockname()[1]
+    return sockets
+
+
+def listen(host: str, port: int) -> socket.socket:
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    listener = socket.socket(family, kind)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def unable(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"--port {port} is in use by another program; stop it, or let `--port 0` choose a free one"
+    return f"cannot listen on {host} port {port}: {error.strerror or error}"
+
+
+def tls_context(config: Config) -> ssl.SSLContext | None:
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(config.tls_cert, config.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"--tls-cert {config.tls_cert} and --tls-key {config.tls_key} cannot be used: {error}"
+        ) from None
+    return context
