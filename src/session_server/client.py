@@ -369,9 +369,13 @@ class Ledger:
             self._kept.remove(kept)
             self._size -= kept.size
 
+    def could_be(self, taken: int, seq: int) -> bool:
+        """Whether a server with these counts can be speaking of this seat."""
+        return self.covered <= taken <= self.sent and self.received <= seq
+
     def resume(self, taken: int, seq: int) -> None:
         """The same seat on a new link: what the server did not take is to be written again."""
-        self.cover(min(taken, self.sent))
+        self.cover(taken)
         self._begin([kept for kept in self._kept if not kept.withdrawn], taken, seq)
 
     def restart(self, taken: int, seq: int) -> None:
@@ -904,8 +908,12 @@ class Room:
 
     def _take_seat(self, welcome: Welcome, rtt: float) -> None:
         is_first = self.id == 0
-        # The epoch too, as a restarted server counts its ids from 1 again.
-        same_seat = self._resume is not None and (welcome.id, welcome.epoch) == (self.id, self._epoch)
+        # The epoch too, as a restarted server counts its ids from 1 again. Nor can a seat have forgotten what it knew.
+        same_seat = (
+            self._resume is not None
+            and (welcome.id, welcome.epoch) == (self.id, self._epoch)
+            and self._ledger.could_be(welcome.received, welcome.seq)
+        )
         if same_seat:
             self._ledger.resume(welcome.received, welcome.seq)
         else:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 Network = IPv4Network | IPv6Network
 
 OVER_FOR = 10.0  # seconds over a rate before the sender is closed with 1008
+NEVER = float("-inf")
 CALM = 1.0  # seconds without a refusal after which a sender counts as calm again
 
 
@@ -18,36 +21,67 @@ class Bucket:
     `rate` per second, `burst` at once. A rate of 0 means no limit.
     """
 
-    __slots__ = ("_full_at", "_interval", "_window")
+    __slots__ = ("_full_at", "_spans")
 
     def __init__(self, rate: float, burst: float) -> None:
-        self._interval = 1 / rate if rate > 0 else 0.0
-        self._window = burst * self._interval
+        self._spans = spans(rate, burst)
         self._full_at = 0.0
 
     def take(self, now: float, amount: float = 1.0) -> bool:
         """Takes `amount` if it is there, all or nothing."""
-        full_at = self._full_at
-        full_at = (full_at if full_at > now else now) + amount * self._interval
-        if full_at - now > self._window:
+        interval, window = self._spans
+        full_at = max(self._full_at, now) + amount * interval
+        if full_at - now > window:
             return False
         self._full_at = full_at
         return True
 
 
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What each client of a room may send: two token buckets as (seconds per unit, seconds of burst)."""
+
+    message: tuple[float, float]
+    byte: tuple[float, float]
+
+    @classmethod
+    def of(cls, message_rate: float, message_burst: float, byte_rate: float, byte_burst: float) -> Allowance:
+        """Rates per second; 0 = no limit."""
+        return cls(spans(message_rate, message_burst), spans(byte_rate, byte_burst))
+
+
+def spans(rate: float, burst: float) -> tuple[float, float]:
+    return (1 / rate, burst / rate) if rate > 0 else (0.0, 0.0)
+
+
 class Meter:
-    """What one client may send: messages and bytes, each a bucket; and for how long it has been over."""
+    """What one client has sent, against its allowance; and for how long it has been over.
 
-    __slots__ = ("_bytes", "_last_refusal", "_messages", "_over_since")
+    Two buckets in one look, since every message passes here.
+    """
 
-    def __init__(self, message_rate: float, message_burst: float, byte_rate: float, byte_burst: float) -> None:
-        self._messages = Bucket(message_rate, message_burst)
-        self._bytes = Bucket(byte_rate, byte_burst)
-        self._over_since = self._last_refusal = float("-inf")
+    __slots__ = ("_allowance", "_bytes_full_at", "_last_refusal", "_messages_full_at", "_over_since")
+
+    def __init__(self, allowance: Allowance) -> None:
+        self._allowance = allowance
+        self._messages_full_at = self._bytes_full_at = 0.0
+        self._over_since = self._last_refusal = NEVER
 
     def take(self, now: float, size: int) -> bool:
-        """One message of `size` bytes; False if it is over a rate."""
-        return self._messages.take(now) and self._bytes.take(now, size)
+        """One message of `size` bytes; False if it is over a rate, and then it costs nothing."""
+        allowance = self._allowance
+        interval, window = allowance.message
+        messages = self._messages_full_at
+        messages = (messages if messages > now else now) + interval
+        if messages - now > window:
+            return False
+        interval, window = allowance.byte
+        octets = self._bytes_full_at
+        octets = (octets if octets > now else now) + size * interval
+        if octets - now > window:
+            return False
+        self._messages_full_at, self._bytes_full_at = messages, octets
+        return True
 
     def refuse(self, now: float) -> bool:
         """Notes a refusal; True if it begins a new second of refusals (worth telling the sender)."""
@@ -115,7 +149,7 @@ def network(address: str) -> str:
     return str(ip) if ip.version == 4 else str(ip_network((int(ip), 64), strict=False))
 
 
-def client_address(peer: str, forwarded: list[str], proxies: tuple[Network, ...]) -> str:
+def client_address(peer: str, forwarded: Sequence[str], proxies: tuple[Network, ...]) -> str:
     """The client's address: the rightmost hop that is no trusted proxy.
 
     `peer` is the other end of the socket, `forwarded` the values of X-Forwarded-For. A proxy appends whom it saw, so

@@ -70,9 +70,11 @@ class Presence:
         key = self._key(member)
         clients = self._people[key]
         del clients[member.id]
+        self._changed.add(key)
         if not clients:
             del self._people[key]
-        self._changed.add(key)
+            if key not in self._told:  # came and went between two diffs
+                self._changed.discard(key)
 
     def __len__(self) -> int:
         return len(self._people)

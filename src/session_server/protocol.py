@@ -13,7 +13,6 @@ docs/reference/wire.md is the same for people.
 from __future__ import annotations
 
 import hmac
-import json
 import re
 import unicodedata
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -287,14 +286,19 @@ def classic_reaches_sender(type: str) -> bool:
 # --- classic greetings ------------------------------------------------------------------------------------------------
 
 
+def as_string(content: dict[str, Any]) -> str:
+    """A content that is itself JSON, in a string: what `JSON.stringify` gives."""
+    return encode_json(content).decode()
+
+
 def connected(id: int, address: str, count: int) -> AnyMessage:
     """First to oneself. The content is a JSON *string*: the page throws on an object. `id` inside is for its log."""
-    return message("connected", json.dumps({"ip": address, "playerCount": count, "id": id}), id)
+    return message("connected", as_string({"ip": address, "playerCount": count, "id": id}), id)
 
 
 def joined(id: int, count: int) -> AnyMessage:
     """To the others; a JSON *string* too."""
-    return message("joined", json.dumps({"text": f"{id} has joined. Connections open: {count}"}), id)
+    return message("joined", as_string({"text": f"{id} has joined. Connections open: {count}"}), id)
 
 
 def left(id: int, count: int) -> AnyMessage:
@@ -361,6 +365,7 @@ BIDI: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\
 LOBBY: Final = "lobby"
 
 
+@lru_cache(maxsize=4096)
 def slug_from_path(encoded: str) -> str:
     """The slug in what follows `/session/` of a request target. Raises ValueError with a line for the sender.
 
@@ -381,6 +386,7 @@ def slug_from_path(encoded: str) -> str:
     return slug
 
 
+@lru_cache(maxsize=4096)
 def slug_from_target(target: str) -> str | None:
     """The slug of a request target that joins or asks for a room; None if it is some other path. Raises ValueError."""
     path = target.partition("?")[0]

@@ -17,7 +17,7 @@ from msgspec import UNSET
 from .clock import Timer, Timers
 from .config import Config
 from .handlers import Handler, InvalidContent, Routes, read_any
-from .limits import Bucket, Meter
+from .limits import Allowance, Bucket, Meter
 from .outbox import Stream, Write
 from .presence import Person, Presence, PresenceDiff
 from .protocol import (
@@ -300,6 +300,9 @@ class RoomCore:
         self._busy = False  # an async handler is under way
         self._waiting: deque[Call] = deque()
         self._faults = Bucket(1, FAULTS_LOGGED)
+        config = services.config
+        burst = config.byte_burst or 4 * max(self.max_message, config.message_size)
+        self._allowance = Allowance.of(config.message_rate, config.message_burst, config.byte_rate, burst)
 
     # --- seats --------------------------------------------------------------------------------------------------------
 
@@ -313,10 +316,7 @@ class RoomCore:
 
     def seat(self, link: Link, user: User | None, hello: Hello) -> Client:
         """A new client with a new id, greeted and announced."""
-        config = self.services.config
-        burst = config.byte_burst or 4 * max(self.max_message, config.message_size)
-        meter = Meter(config.message_rate, config.message_burst, config.byte_rate, burst)
-        client = Client(self._next_id, self, meter, user, hello.name, hello.data)
+        client = Client(self._next_id, self, Meter(self._allowance), user, hello.name, hello.data)
         self._next_id += 1
         client._offset = -self._total
         self.clients[client.id] = client
@@ -399,12 +399,14 @@ class RoomCore:
     def _connect(self, client: Client, link: Link) -> None:
         client._link = link
         self._move(client, link, unreliable=True)
-        self._elect()
+        if self.room_class._elects_host and (self.host is None or client.id < self.host):
+            self.host = client.id
 
     def _disconnect(self, client: Client) -> None:
         client._link = None
         self._move(client, None, unreliable=True)
-        self._elect()
+        if client.id == self.host:
+            self.host = min((id for id, client in self.clients.items() if not client.away), default=None)
 
     def _move(self, client: Client, link: Link | None, unreliable: bool) -> None:
         """Into the stream of those who are sent the same; what is pending is written first, so order is kept."""
@@ -461,7 +463,7 @@ class RoomCore:
         self._presence_later()
 
     def _presence_later(self) -> None:
-        if self._presence_timer is None and not self.room_class.raw:
+        if self._presence_timer is None and any(stream.dialect is V1_DIALECT for stream in self._streams):
             when = max(self.services.now, self._presence_at + PRESENCE_GAP)
             self._presence_timer = self.services.timers.at(when, self._tell_presence)
 
@@ -480,10 +482,6 @@ class RoomCore:
             if stream.dialect is V1_DIALECT:
                 stream.push(news)
                 self._flush_later()
-
-    def _elect(self) -> None:
-        if self.room_class._elects_host:
-            self.host = min((id for id, client in self.clients.items() if client._link is not None), default=None)
 
     # --- out ----------------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from .engine.memory import MemoryEngine
 from .http import Site
 from .pieces import Pieces
 from .protocol import Close, Tickets
+from .rfc6455 import refusal
 from .rooms import Rooms
 from .tokens import Verifier
 from .transports.websocket import WebSockets
@@ -76,7 +77,7 @@ class Front(asyncio.Protocol):
             del self._buffer[:2]
         end = self._buffer.find(HEAD_END) + len(HEAD_END)
         if end > MAX_HEAD or (end < len(HEAD_END) and len(self._buffer) > MAX_HEAD):
-            self._refuse("431 Request Header Fields Too Large", f"head of more than {MAX_HEAD} bytes")
+            self._refuse(431, f"head of more than {MAX_HEAD} bytes")
         elif end >= len(HEAD_END):
             head = bytes(self._buffer[:end])
             del self._buffer[:end]
@@ -89,16 +90,16 @@ class Front(asyncio.Protocol):
             self._upgrade(head)
             return
         if b"transfer-encoding" in headers:
-            self._refuse("411 Length Required", "expected a body with Content-Length, saw Transfer-Encoding")
+            self._refuse(411, "expected a body with Content-Length, saw Transfer-Encoding")
             return
         lengths = {
             line.partition(b":")[2].strip() for line in headers.split(b"\r\n") if line.startswith(b"content-length:")
         }
         length = lengths.pop() if lengths else b"0"
         if lengths or not length.isdigit() or len(length) > 20:
-            self._refuse("400 Bad Request", "Content-Length is no single number")
+            self._refuse(400, "Content-Length is no single number")
         elif int(length) > MAX_BODY:
-            self._refuse("413 Content Too Large", f"body of {int(length)} bytes, expected at most {MAX_BODY}")
+            self._refuse(413, f"body of {int(length)} bytes, expected at most {MAX_BODY}")
         else:
             self._pass_on(head, int(length))
 
@@ -133,12 +134,10 @@ class Front(asyncio.Protocol):
         self._leave()
         self._server.websockets.upgrade(self._transport, head, bytes(self._buffer))
 
-    def _refuse(self, status: str, line: str) -> None:
+    def _refuse(self, status: int, line: str) -> None:
         """Answers by itself and ends the connection: what follows cannot be told apart any more."""
-        self._server.rooms.totals.refused["http_" + status[:3]] += 1
-        body = f"{line}\n".encode()
-        head = f"HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\n"
-        self._transport.write(head.encode() + b"Connection: close\r\n\r\n" + body)
+        self._server.rooms.totals.refused[f"http_{status}"] += 1
+        self._transport.write(refusal(status, line).answer)
         self._transport.close()
 
     def cut(self) -> None:

@@ -8,19 +8,12 @@ holds none (docs/decisions/0003).
 from __future__ import annotations
 
 import asyncio
-from codecs import getincrementaldecoder
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from websockets.frames import CloseCode, Frame, Opcode
-from websockets.http11 import Request
-from websockets.protocol import SERVER, Protocol, State
-from websockets.server import ServerProtocol
 from websockets.speedups import apply_mask
-from websockets.typing import Subprotocol
 
 from ..clock import Rota
 from ..config import Config
@@ -28,7 +21,6 @@ from ..limits import Tally, client_address, network
 from ..outbox import Write
 from ..protocol import (
     CLASSIC,
-    SUBPROTOCOL,
     V1_DIALECT,
     AnyMessage,
     Binary,
@@ -43,6 +35,20 @@ from ..protocol import (
     slug_from_target,
     unpack_binary,
 )
+from ..rfc6455 import (
+    BINARY,
+    CLOSE,
+    PING,
+    PONG,
+    TEXT,
+    Opening,
+    RareFrames,
+    frame,
+    frame_size,
+    read_any,
+    read_usual,
+    refusal,
+)
 from ..room import Client, RoomCore
 from ..rooms import Rooms
 
@@ -55,22 +61,9 @@ CLOSE_WITHIN: Final = 5.0  # seconds for the peer's half of the closing handshak
 EXCESS: Final = 64 * 1024  # bytes read from a peer after our close frame, in the hope of its own
 UNLIMITED: Final = 1 << 62  # bytes
 NON_MESSAGES: Final = 10  # of them and the peer is closed with 1003
-SMALLEST_FRAGMENT: Final = 16  # bytes on average: a message in smaller ones, or in 1,024, is refused
 
-TEXT, BINARY, PING, PONG = 0x81, 0x82, 0x89, 0x8A  # first byte of a whole frame: FIN and opcode (RFC 6455 §5.2)
 FAST: Final = frozenset({TEXT, BINARY, PING, PONG})
 PING_FRAME: Final = b"\x89\x00"
-HEADERS: Final = {first: [bytes((first, size)) for size in range(126)] for first in (TEXT, BINARY, PONG)}
-
-
-def frame(first: int, payload: bytes) -> bytes:
-    """An unmasked frame, as a server sends it: first byte, then the length in 1, 3 or 9 bytes (RFC 6455 §5.2)."""
-    size = len(payload)
-    if size < 126:
-        return HEADERS[first][size] + payload
-    if size < 65536:
-        return b"%c\x7e%b%b" % (first, size.to_bytes(2, "big"), payload)
-    return b"%c\x7f%b%b" % (first, size.to_bytes(8, "big"), payload)
 
 
 def pack_classic(message: AnyMessage) -> bytes | None:
@@ -97,11 +90,6 @@ class Turned(Exception):
         self.status = status
 
 
-def choose_subprotocol(handshake: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
-    """Ours if it is offered; a client that offers none, or others, speaks classic."""
-    return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in offered else None
-
-
 class WebSockets:
     """All WebSocket connections of a server: how many there may be, and which have been silent for too long."""
 
@@ -125,61 +113,43 @@ class WebSockets:
 
     def upgrade(self, transport: asyncio.Transport, head: bytes, rest: bytes) -> None:
         """A request head that asks for a WebSocket: answered with 101, or with a status and a line of text."""
-        handshake = ServerProtocol(select_subprotocol=choose_subprotocol)
-        handshake.receive_data(head)
-        events = handshake.events_received()
-        if not events or not isinstance(events[0], Request):
-            self._refuse(transport, 400, f"bad request: {handshake.handshake_exc or handshake.parser_exc}")
+        opening = read_usual(head) or read_any(head)
+        if opening.status != 101:
+            self._turn_away(transport, opening)
             return
-        request = events[0]
         try:
-            slug, address = self._judge(request, transport)
+            slug, address = self._judge(opening, transport)
         except Turned as turned:
-            self._refuse(transport, turned.status, str(turned))
+            self._turn_away(transport, refusal(turned.status, str(turned)))
             return
-        response = handshake.accept(request)
-        handshake.send_response(response)
-        transport.write(b"".join(handshake.data_to_send()))
-        if response.status_code != 101:
-            self._per_address.give_back(network(address))
-            self.rooms.totals.refused["upgrade_400"] += 1
-            transport.close()
-            return
-        self._start(transport, slug, V1_DIALECT if handshake.subprotocol else CLASSIC, address, rest)
+        transport.write(opening.answer)
+        self._start(transport, slug, V1_DIALECT if opening.subprotocol else CLASSIC, address, rest)
 
-    def _judge(self, request: Request, transport: asyncio.Transport) -> tuple[str, str]:
+    def _judge(self, opening: Opening, transport: asyncio.Transport) -> tuple[str, str]:
         """The slug and the client's address. Raises Turned."""
-        headers = request.headers
         try:
-            slug = slug_from_target(request.path)
+            slug = slug_from_target(opening.target)
         except ValueError as error:
             raise Turned(400, str(error)) from None
         if slug is None:
             raise Turned(404, "no room here, expected /session/{slug}")
-        hosts = (*headers.get_all("Host"), *self._own_hosts)
-        origins = headers.get_all("Origin")
-        if len(origins) > 1 or not origin_allowed(origins[0] if origins else None, hosts, self._origins):
+        if not origin_allowed(opening.origin, (opening.host, *self._own_hosts), self._origins):
             raise Turned(403, "this origin may not join")
         if self._draining():
             raise Turned(503, "the server is restarting")
         peer = transport.get_extra_info("peername")
-        address = client_address(
-            str(peer[0]) if isinstance(peer, tuple) else "unix", headers.get_all("X-Forwarded-For"), self._proxies
-        )
+        address = str(peer[0]) if isinstance(peer, tuple) else "unix"
+        if opening.forwarded:
+            address = client_address(address, opening.forwarded, self._proxies)
         try:
             self._admit(slug, address)
         except LimitExceeded as error:
             raise Turned(error.status, str(error)) from None
         return slug, address
 
-    def _refuse(self, transport: asyncio.Transport, status: int, line: str) -> None:
-        self.rooms.totals.refused[f"upgrade_{status}"] += 1
-        body = f"{line}\n".encode()
-        transport.write(
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: text/plain; charset=utf-8\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
-            + body
-        )
+    def _turn_away(self, transport: asyncio.Transport, opening: Opening) -> None:
+        self.rooms.totals.refused[f"upgrade_{opening.status}"] += 1
+        transport.write(opening.answer)
         transport.close()
 
     def _admit(self, slug: str, address: str) -> None:
@@ -354,7 +324,8 @@ class Connection(asyncio.Protocol):
                 size, body = data[at + 2] << 8 | data[at + 3], at + 8
             else:
                 size, body = 126 if second == 0xFE else -1, at + 8
-            if data[at] not in FAST or not 0 <= size <= self._limit or (size < 126) is (body == at + 8):
+            most = self._limit if data[at] <= BINARY else 125  # control frames are short (§5.5)
+            if data[at] not in FAST or not 0 <= size <= most or (size < 126) is (body == at + 8):
                 self._rare = RareFrames(self._limit)
                 return at
             stop = body + size
@@ -378,6 +349,8 @@ class Connection(asyncio.Protocol):
         rare = self._rare
         assert rare is not None
         if rare.left == 0:
+            if data[at] == CLOSE and not self._closed:  # may interrupt a message (§5.4); the library says 1002 to that
+                rare = self._rare = RareFrames(self._limit)
             size = frame_size(data[at : at + 14])
             if size is None:
                 self._keep(data[at:], len(data) - at + 1)
@@ -394,10 +367,12 @@ class Connection(asyncio.Protocol):
 
     def _after_rare(self, rare: RareFrames) -> None:
         """Sends what the library answers, and sees whether the connection ended by it."""
+        if not rare.open and self.core is not None:
+            self.core.flush(self._server.enter())  # what the room sent before stands before the close
         for data in rare.protocol.data_to_send():
             if data:
                 self._transport.write(data)
-        if rare.protocol.state is State.OPEN:
+        if rare.open:
             return
         if not self._closed:  # the peer closed, or broke the protocol
             if rare.protocol.close_rcvd is None and rare.protocol.close_sent is not None:
@@ -566,72 +541,3 @@ class Connection(asyncio.Protocol):
             self._server.rooms.totals.refused["slow_consumer"] += 1
             self._drop(clean=False)  # it may come back for its seat
             self.close(Close.FULL, f"slow consumer: {unsent} bytes unsent")
-
-
-class RareFrames:
-    """What the fast lane does not take, on the library's protocol object: fragments, pings, closes, faults."""
-
-    __slots__ = ("_count", "_decoder", "_first", "_most", "_parts", "left", "protocol")
-
-    def __init__(self, limit: int) -> None:
-        self.protocol = Protocol(SERVER, state=State.OPEN, max_size=limit)
-        self.left = 0  # bytes until the next frame begins
-        self._most = max(1024, limit // SMALLEST_FRAGMENT)
-        self._first = 0  # TEXT or BINARY while a fragmented message is open
-        self._parts: list[bytes] = []
-        self._count = 0
-        self._decoder = getincrementaldecoder("utf-8")()
-
-    @property
-    def done(self) -> bool:
-        """Nothing is open: the connection can go without this object."""
-        return self._first == 0 and self.protocol.state is State.OPEN
-
-    def feed(self, chunk: bytes) -> list[tuple[int, bytes]]:
-        """Bytes of one frame, all or a part; returns the messages that it completed."""
-        self.left -= len(chunk)
-        self.protocol.receive_data(chunk)
-        found: list[tuple[int, bytes]] = []
-        for event in self.protocol.events_received():
-            if isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-                self._gather(event, found)
-        return found
-
-    def _gather(self, event: Frame, found: list[tuple[int, bytes]]) -> None:
-        """Joins fragments (RFC 6455 §5.4). Text is checked as it comes: bad UTF-8 fails at its first bad fragment."""
-        if event.opcode is not Opcode.CONT:
-            self._first = TEXT if event.opcode is Opcode.TEXT else BINARY
-            self._parts, self._count = [], 0
-            self._decoder.reset()
-        self._count += 1
-        payload = bytes(event.data)
-        if payload:
-            self._parts.append(payload)
-        if self._count > self._most:
-            self.protocol.fail(CloseCode.POLICY_VIOLATION, f"message in more than {self._most} fragments")
-        elif self._first == TEXT and not self._is_text(payload, event.fin):
-            self.protocol.fail(CloseCode.INVALID_DATA, "text is not UTF-8")
-        elif event.fin:
-            found.append((self._first, b"".join(self._parts)))
-            self._first, self._parts = 0, []
-
-    def _is_text(self, payload: bytes, final: bool) -> bool:
-        try:
-            self._decoder.decode(payload, final)
-        except UnicodeDecodeError:
-            return False
-        return True
-
-
-def frame_size(data: bytes) -> int | None:
-    """Bytes of the frame that begins here, header included; None if the header is not complete (RFC 6455 §5.2)."""
-    if len(data) < 2:
-        return None
-    mask = 4 if data[1] & 0x80 else 0
-    size = data[1] & 0x7F
-    if size < 126:
-        return 2 + mask + size
-    width = 2 if size == 126 else 8
-    if len(data) < 2 + width:
-        return None
-    return 2 + width + mask + int.from_bytes(data[2 : 2 + width], "big")
