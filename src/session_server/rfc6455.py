@@ -32,8 +32,10 @@ SMALLEST_FRAGMENT: Final = 16  # bytes on average: a message in smaller ones, or
 USUAL: Final = re.compile(rb"GET (/[!-~]*) HTTP/1\.1\r\n((?:[A-Za-z0-9-]+:[ -~]*\r\n){4,64})\r\n")
 KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")
 GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # §1.3
-ACCEPTED: Final = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+ACCEPTED: Final = (
+    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     "Sec-WebSocket-Accept: %s\r\n%s\r\n"
+)
 
 
 @dataclass(slots=True)

@@ -396,6 +396,11 @@ class RoomCore:
         if client._link is not None:
             self._move(client, client._link, unreliable=not behind)
 
+    def rewire(self, client: Client) -> None:
+        """The link's `write` is another function now."""
+        if client._stream is not None and client._link is not None:
+            client._stream.members[client] = client._link.write
+
     def _connect(self, client: Client, link: Link) -> None:
         client._link = link
         self._move(client, link, unreliable=True)

@@ -34,6 +34,7 @@ MAX_BODY: Final = 1024 * 1024  # bytes
 HEAD_WITHIN: Final = 10.0  # seconds for a request head
 IDLE_FOR: Final = 75.0  # seconds a connection is kept for a next request
 ANSWER_WITHIN: Final = 60.0  # seconds for an answer to be taken
+GC_THRESHOLDS: Final = (20_000, 50, 100)  # clients are long-lived: looking through all of them for cycles is dear
 HEAD_END: Final = b"\r\n\r\n"
 
 
@@ -238,6 +239,7 @@ class Server:
         self._task(self._sweep())
         gc.collect()
         gc.freeze()  # what is here now stays: the collector need not look at it again
+        gc.set_threshold(*GC_THRESHOLDS)
 
     async def serve(self, ready: Callable[[str], None]) -> None:
         """Runs until it is told to stop; `ready(url)` is called once it serves."""
