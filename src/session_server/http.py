@@ -8,8 +8,9 @@ from __future__ import annotations
 import hmac
 import mimetypes
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import lru_cache, partial
 from importlib.metadata import version
 from ipaddress import ip_address
 from pathlib import Path
@@ -40,7 +41,9 @@ Answer = web.StreamResponse
 
 
 def base_url(config: Config, scheme: str, host: str, force_production: bool = False) -> str:
-    """The one host of `url` and `udp`. `host` is the Host header, `scheme` what the client used."""
+    """The one host of `url` and `udp`. `host` is the Host header, `scheme` what the client used. Raises ValueError."""
+    if not HOST.fullmatch(host):
+        raise ValueError("Host header is no host name")
     if config.public_url and (force_production or not config.development):
         return config.public_url.rstrip("/")
     name = host if host.endswith("]") else re.sub(r":[0-9]+$", "", host)
@@ -74,6 +77,7 @@ class Site:
         self._tickets = tickets
         self._clock, self._state, self._connections = clock, state, connections
         self._proxies: tuple[Network, ...] = config.proxies()
+        self._base_url = lru_cache(maxsize=256)(partial(base_url, config))
         self._started = clock()
         self._version = version("session-server")
         self._totals = self._registry(process=False)
@@ -105,18 +109,17 @@ class Site:
 
     def _discover(self, request: web.BaseRequest, encoded: str) -> Answer:
         """`GET /session/{slug}`: where the room is. Opens none."""
+        query: Mapping[str, str] = request.query if "?" in request.raw_path else {}
+        force = query.get("forceProduction") == "1"
         try:
             slug = slug_from_path(encoded)
+            base = self._base_url(self._scheme(request), request.headers.get("Host", ""), force)
         except ValueError as error:
             return text(400, str(error))
-        host = request.headers.get("Host", "")
-        if not HOST.fullmatch(host):
-            return text(400, "Host header is no host name")
-        old = "service" in request.query  # old pages wait for ever on any state but Ready
+        old = "service" in query  # old pages wait for ever on any state but Ready
         state = self._room_state(slug)
         if state != "Ready" and old:
             return text(503, f"session server is {state.lower()}")
-        base = base_url(self._config, self._scheme(request), host, request.query.get("forceProduction") == "1")
         path = slug_to_path(slug)
         url = base + path if self._config.isolate_classic else base
         told = {

@@ -209,7 +209,7 @@ class Server:
             config,
             self.rooms,
             self.pieces,
-            Tickets(secrets.token_bytes(32), partial(secrets.token_hex, 16)),
+            Tickets(secrets.token_bytes(32)),
             clock=self.clock,
             state=self._state,
             connections=lambda: len(self.websockets.connections),
