@@ -75,13 +75,15 @@ class Stream(Generic[Client, Item]):
             return 0, 0
         self._frames, self._edits = [], {}
         blob = frames[0] if len(frames) == 1 else b"".join(frames)
-        offsets = list(accumulate(map(len, frames), initial=0)) if edits else []
+        # Snapshots: a write can fill a buffer, and its owner then moves to another stream at once.
+        if not edits:
+            for write in tuple(self.members.values()):
+                write(blob)
+            return len(frames) * len(self.members), len(blob) * len(self.members)
+        splice = Splice(frames, blob)
         count = size = 0
-        # A snapshot: a write can fill a buffer, and its owner then moves to another stream at once.
         for client, write in tuple(self.members.items()):
-            data, number = blob, len(frames)
-            if edits and client in edits:
-                data, number = spliced(blob, offsets, edits[client])
+            data, number = splice.apply(edits[client]) if client in edits else (blob, len(frames))
             if data:
                 write(data)
                 count += number
@@ -89,24 +91,36 @@ class Stream(Generic[Client, Item]):
         return count, size
 
 
-def spliced(blob: bytes, offsets: list[int], edits: list[Edit]) -> tuple[bytes, int]:
-    """`blob` with `edits` applied, and the number of frames in it; frame i is blob[offsets[i]:offsets[i + 1]].
+class Splice:
+    """Common frames, and their join, with the edits of one client after another applied."""
 
-    Its cost grows with the edits, not with the frames: a sender of many messages in one tick is cheap.
-    """
-    view = memoryview(blob)
-    parts: list[bytes | memoryview] = []
-    number = at = 0
-    for start, stop, data in edits:
-        if start > at:
-            parts.append(view[offsets[at] : offsets[start]])
-            number += start - at
-        if data:
-            parts.append(data)
-            number += 1
-        at = stop
-    last = len(offsets) - 1
-    if last > at:
+    __slots__ = ("_blob", "_frames", "_offsets")
+
+    def __init__(self, frames: list[bytes], blob: bytes) -> None:
+        self._frames = frames
+        self._blob = blob
+        self._offsets: list[int] = []  # frame i is blob[offsets[i]:offsets[i + 1]]
+
+    def apply(self, edits: list[Edit]) -> tuple[bytes, int]:
+        """What the client is sent, and the number of frames in it.
+
+        Its cost grows with the edits, not with the frames: a sender of many messages in one tick is cheap.
+        """
+        start, stop, data = edits[0]
+        if len(edits) == 1 and stop - start == len(self._frames):  # all is replaced: the sender of the only message
+            return data, 1 if data else 0
+        if not self._offsets:
+            self._offsets = list(accumulate(map(len, self._frames), initial=0))
+        view, offsets = memoryview(self._blob), self._offsets
+        parts: list[bytes | memoryview] = []
+        number = at = 0
+        for start, stop, data in edits:
+            if start > at:
+                parts.append(view[offsets[at] : offsets[start]])
+                number += start - at
+            if data:
+                parts.append(data)
+                number += 1
+            at = stop
         parts.append(view[offsets[at] :])
-        number += last - at
-    return b"".join(parts), number
+        return b"".join(parts), number + len(self._frames) - at
