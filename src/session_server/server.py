@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import re
 import secrets
 import signal
 import socket
@@ -36,6 +37,7 @@ IDLE_FOR: Final = 75.0  # seconds a connection is kept for a next request
 ANSWER_WITHIN: Final = 60.0  # seconds for an answer to be taken
 GC_THRESHOLDS: Final = (20_000, 50, 100)  # clients are long-lived: looking through all of them for cycles is dear
 HEAD_END: Final = b"\r\n\r\n"
+WANTS_WEBSOCKET: Final = re.compile(rb"\r\nupgrade:[^\r\n]*websocket")  # in a head of small letters
 
 
 class Front(asyncio.Protocol):
@@ -87,7 +89,7 @@ class Front(asyncio.Protocol):
     def _judge(self, head: bytes) -> None:
         self._server.heads.discard(self)
         headers = head.lower()
-        if b"\r\nupgrade:" in headers and b"websocket" in headers:
+        if WANTS_WEBSOCKET.search(headers):
             self._upgrade(head)
             return
         if b"transfer-encoding" in headers:
