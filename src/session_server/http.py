@@ -9,7 +9,7 @@ import hmac
 import mimetypes
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from functools import lru_cache, partial
 from importlib.metadata import version
 from ipaddress import ip_address
@@ -25,6 +25,7 @@ from .config import Config, Network
 from .limits import client_address, trusted
 from .pieces import Pieces
 from .protocol import Tickets, piece_of, slug_from_path, slug_to_path
+from .room import Totals
 from .rooms import Rooms
 
 WEB: Final = Path(__file__).parent / "web"
@@ -173,7 +174,7 @@ class Site:
         return as_json(told)
 
     def _figures(self) -> dict[str, Any]:
-        totals = asdict(self._rooms.totals)
+        totals = {field.name: getattr(self._rooms.totals, field.name) for field in fields(Totals)}
         return {
             "rooms": len(self._rooms.rooms),
             "clients": self._rooms.clients,

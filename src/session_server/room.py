@@ -7,7 +7,7 @@ links and outboxes, so that an author's instance can be replaced while people pl
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from inspect import isawaitable
 from typing import Any, ClassVar, Final, Protocol
@@ -190,7 +190,7 @@ class Room:
         return self._core.slug
 
     @property
-    def clients(self) -> Iterable[Client]:
+    def clients(self) -> tuple[Client, ...]:
         """Everybody with a seat, dropped ones included."""
         return tuple(self._core.clients.values())
 

@@ -92,7 +92,7 @@ class Front(asyncio.Protocol):
         if WANTS_WEBSOCKET.search(headers):
             self._upgrade(head)
             return
-        if b"transfer-encoding" in headers:
+        if b"\r\ntransfer-encoding" in headers:
             self._refuse(411, "expected a body with Content-Length, saw Transfer-Encoding")
             return
         lengths = {
