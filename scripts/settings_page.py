@@ -1,4 +1,4 @@
-"""Writes docs/reference/settings.md from config.py. A test says when it is behind: `python scripts/settings_page.py`."""
+"""Writes docs/reference/settings.md from config.py; a test says when it is behind."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ from session_server.config import flag_of, flags
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "settings.md"
 HEAD = """# Settings
 
-Each setting is a flag of `serve` and `dev`, and a variable: `--max-clients` is `SESSION_SERVER_MAX_CLIENTS`. The port is
-also read from `PORT`. Lists repeat the flag, or separate by spaces in the variable. A setting that cannot work is one line
-and exit code 2.
+Each setting is a flag of `serve` and `dev`, and a variable: `--max-clients` is `SESSION_SERVER_MAX_CLIENTS`. The port
+is also read from `PORT`. Lists repeat the flag, or separate by spaces in the variable. A setting that cannot work is
+one line and exit code 2.
 
 | flag | default | meaning |
 |---|---|---|

@@ -16,7 +16,7 @@ def test_links_between_pages_lead_somewhere() -> None:
 
     lost = []
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-            if not re.match(r"[a-z]+:", target) and not (page.parent / target).exists():
-                lost.append(f"{page.relative_to(ROOT)}: {target}")
+        targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        files = [page.parent / target for target in targets if not re.match(r"[a-z]+:", target)]
+        lost += [f"{page.relative_to(ROOT)}: {file.name}" for file in files if not file.exists()]
     assert not lost, "\n".join(lost)
