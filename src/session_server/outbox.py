@@ -23,12 +23,16 @@ class Stream(Generic[Client, Item]):
     exceptions are kept as edits beside the common frames, so all others share one `bytes`.
     """
 
-    __slots__ = ("_edits", "_frames", "dialect", "members", "pack", "unreliable")
+    __slots__ = ("_edits", "_frames", "dialect", "members", "pack", "reliable", "unreliable")
 
-    def __init__(self, pack: Callable[[Item], bytes | None], dialect: object, unreliable: bool) -> None:
+    def __init__(
+        self, pack: Callable[[Item], bytes | None], dialect: object, reliable: bool = True, unreliable: bool = True
+    ) -> None:
+        """`reliable` and `unreliable`: which messages its clients are sent on this link."""
         self.pack = pack
         self.dialect = dialect
-        self.unreliable = unreliable  # False: its clients are behind; what may be lost is shed
+        self.reliable = reliable
+        self.unreliable = unreliable
         self.members: dict[Client, Write] = {}
         self._frames: list[bytes] = []
         self._edits: dict[Client, list[Edit]] = {}
@@ -75,14 +79,13 @@ class Stream(Generic[Client, Item]):
             return 0, 0
         self._frames, self._edits = [], {}
         blob = frames[0] if len(frames) == 1 else b"".join(frames)
-        # Snapshots: a write can fill a buffer, and its owner then moves to another stream at once.
         if not edits:
             for write in tuple(self.members.values()):
                 write(blob)
             return len(frames) * len(self.members), len(blob) * len(self.members)
         splice = Splice(frames, blob)
         count = size = 0
-        for client, write in tuple(self.members.items()):
+        for client, write in tuple(self.members.items()):  # a snapshot, since a first write replaces `write`
             data, number = splice.apply(edits[client]) if client in edits else (blob, len(frames))
             if data:
                 write(data)

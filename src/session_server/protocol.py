@@ -99,16 +99,22 @@ class PieceError(SessionError):
 class Message(Struct, gc=False, forbid_unknown_fields=True):
     """One message with JSON content. The content stays unread bytes where the room only relays it.
 
-    `id` is whatever a client wrote until the room stamps it. `reliable` is absent where it is true.
+    `id` is whatever a client wrote until the room stamps it. `reliable` is absent where it is true. `n` numbers what
+    may be lost, per sender and type, so that a copy on another link, or a late one, is known (wire.md, Two links).
     """
 
     type: str
     content: Raw | UnsetType = UNSET
     id: Any = UNSET
     reliable: bool | UnsetType = UNSET
+    n: int | UnsetType = UNSET
 
 
-class Extended(Message, gc=False):
+class _Classic(Message, gc=False, rename={"reliable": "\0reliable", "n": "\0n"}):
+    """A classic envelope has three keys; a classic client's own `reliable` or `n` is a key like any other."""
+
+
+class Extended(_Classic, gc=False):
     """A classic message with keys of its own beside the envelope: classic relays them (wire.md §4.1)."""
 
     extra: dict[str, Raw] = {}
@@ -121,6 +127,7 @@ class Binary(Struct, gc=False):
     content: bytes
     id: int = 0
     reliable: bool | UnsetType = UNSET
+    n: int | UnsetType = UNSET
 
 
 AnyMessage = Message | Binary
@@ -201,15 +208,16 @@ class Classic(Dialect):
             raise not_a_message(error) from None
         for key in ("type", "content", "id"):
             extra.pop(key, None)
-        return Extended(known.type, known.content, known.id, UNSET, extra)
+        return Extended(known.type, known.content, known.id, extra=extra)
 
     def encode(self, message: AnyMessage) -> bytes | None:
         if isinstance(message, Binary):
             return None
         if isinstance(message, Extended):
-            return encode_json({"type": message.type, "content": message.content, **message.extra, "id": message.id})
-        if message.reliable is False:
-            return encode_json(Message(message.type, message.content, message.id))
+            keys = {"type": message.type, "content": message.content, **message.extra, "id": message.id}
+            return encode_json({key: value for key, value in keys.items() if value is not UNSET})
+        if message.reliable is False:  # a word of session.v1
+            return encode_json(_Classic(message.type, message.content, message.id))
         return encode_json(message)
 
 
@@ -225,34 +233,42 @@ class V1(Dialect):
     def encode(self, message: AnyMessage) -> bytes:
         if isinstance(message, Binary):
             return pack_binary(message)
+        if isinstance(message, Extended):
+            return encode_json(_Classic(message.type, message.content, message.id))
         return encode_json(message)
 
 
-CLASSIC: Final = Classic(Message)
+CLASSIC: Final = Classic(_Classic)
 V1_DIALECT: Final = V1(_Open)
 
 
 def pack_binary(message: Binary) -> bytes:
-    """Offset 0: 1 byte, 0x01 reliable or 0x02 unreliable; 1: length n of the type; 2: type; 2 + n: sender's id,
-    4 bytes big endian; 6 + n: payload."""
-    kind = b"\x02" if message.reliable is False else b"\x01"
+    """Offset 0: 1 byte, 0x01 reliable, 0x02 unreliable, 0x03 unreliable and numbered; 1: length of the type; the type;
+    sender's id, 4 bytes big endian; with 0x03 its number, 4 bytes big endian; the payload."""
     type = message.type.encode()
-    return b"%b%c%b%b%b" % (kind, len(type), type, message.id.to_bytes(4, "big"), message.content)
+    sender = message.id.to_bytes(4, "big")
+    if message.reliable is not False:
+        return b"\x01%c%b%b%b" % (len(type), type, sender, message.content)
+    if isinstance(message.n, UnsetType):
+        return b"\x02%c%b%b%b" % (len(type), type, sender, message.content)
+    return b"\x03%c%b%b%b%b" % (len(type), type, sender, (message.n & 0xFFFFFFFF).to_bytes(4, "big"), message.content)
 
 
 def unpack_binary(data: bytes) -> Binary:
     """The inverse. Raises ProtocolError. The id in it is a claim: the room writes its own."""
-    if len(data) < 2 or data[0] not in (1, 2):
-        raise not_a_message(f"binary frame begins {data[:2].hex()!r}, expected 01 or 02 and a length")
-    body = 2 + data[1]
-    if data[1] == 0 or len(data) < body + 4:
-        raise not_a_message(f"binary frame of {len(data)} bytes, expected at least {max(body, 3) + 4}")
+    if len(data) < 2 or data[0] not in (1, 2, 3):
+        raise not_a_message(f"binary frame begins {data[:2].hex()!r}, expected 01, 02 or 03 and a length")
+    sender = 2 + data[1]
+    body = sender + (8 if data[0] == 3 else 4)
+    if data[1] == 0 or len(data) < body:
+        raise not_a_message(f"binary frame of {len(data)} bytes, expected at least {max(body, 7)}")
     try:
-        type = data[2:body].decode()
+        type = data[2:sender].decode()
     except UnicodeDecodeError as error:
         raise not_a_message(error) from None
-    loss = False if data[0] == 2 else UNSET
-    return Binary(type, data[body + 4 :], int.from_bytes(data[body : body + 4], "big"), loss)
+    loss = UNSET if data[0] == 1 else False
+    number = int.from_bytes(data[sender + 4 : body], "big") if data[0] == 3 else UNSET
+    return Binary(type, data[body:], int.from_bytes(data[sender : sender + 4], "big"), loss, number)
 
 
 # --- what clients may not say -----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from inspect import isawaitable
 from typing import Any, ClassVar, Final, Protocol
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from .clock import Timer, Timers
 from .config import Config
@@ -46,6 +46,7 @@ from .protocol import (
 PRESENCE_GAP: Final = 0.05  # seconds between two presence diffs of a room
 ASYNC_LIMIT: Final = 5.0  # seconds that an async handler may take
 MAX_WAITING: Final = 1000  # calls that wait for it
+MAX_HEARD: Final = 256  # types per client whose numbers are remembered
 FAULTS_LOGGED: Final = 10  # tracebacks at once, then one per second: a broken on_tick must not fill a disk
 
 
@@ -113,7 +114,7 @@ class Client:
     """One seat in one room: what an author holds of somebody who plays."""
 
     __slots__ = (
-        "_grace", "_link", "_meter", "_offset", "_rates", "_resume", "_stream", "_taken",
+        "_grace", "_heard", "_link", "_meter", "_offset", "_rates", "_resume", "_stream", "_taken",
         "core", "data", "id", "name", "user",
     )  # fmt: skip
 
@@ -128,9 +129,25 @@ class Client:
         self._stream: Stream[Client, Any] | None = None
         self._rates: dict[str, Bucket] | None = None  # by message type, where a handler has a rate
         self._offset = 0  # RoomCore.seq
+        self._heard: dict[str, int] | None = None  # the last number by type, of what may be lost
         self._taken = 0  # reliable messages received from this seat
         self._resume = ""
         self._grace: Timer | None = None
+
+    def _is_news(self, item: AnyMessage) -> bool:
+        """What may be lost and carries a number is taken once, and not after a later one: it may have come on both
+        links, and links overtake each other."""
+        number = item.n
+        if isinstance(number, UnsetType):
+            return True
+        if self._heard is None:
+            self._heard = {}
+        if number <= self._heard.get(item.type, -1):
+            return False
+        self._heard[item.type] = number
+        if len(self._heard) > MAX_HEARD:  # types are the clients' to invent
+            del self._heard[next(iter(self._heard))]
+        return True
 
     @property
     def room(self) -> Room:
@@ -291,6 +308,8 @@ class RoomCore:
         self._streams: list[Stream[Client, Any]] = []
         self._dirty = False
         self._flushed_at = float("-inf")
+        self._flushing = False
+        self._deferred: list[Callable[[], None]] = []  # what a write brought about: a full buffer, a slow consumer
         self._total = 0  # counted messages broadcast so far
         self._presence_timer: Timer | None = None
         self._presence_at = float("-inf")
@@ -348,6 +367,9 @@ class RoomCore:
 
     def drop(self, client: Client, link: Link, clean: bool) -> None:
         """The link ended. A clean end gives the seat up; after any other it is kept for `grace` seconds."""
+        if self._flushing:
+            self._deferred.append(lambda: self.drop(client, link, clean))
+            return
         if client._link is not link:
             return
         grace = self.room_class.grace
@@ -393,7 +415,9 @@ class RoomCore:
 
     def congested(self, client: Client, behind: bool) -> None:
         """A link's buffer filled (what may be lost is shed for it now) or drained."""
-        if client._link is not None:
+        if self._flushing:
+            self._deferred.append(lambda: self.congested(client, behind))
+        elif client._link is not None:
             self._move(client, client._link, unreliable=not behind)
 
     def rewire(self, client: Client) -> None:
@@ -429,7 +453,7 @@ class RoomCore:
             if stream.pack is link.pack and stream.unreliable is unreliable:
                 break
         else:
-            stream = Stream(link.pack, link.dialect, unreliable)
+            stream = Stream(link.pack, link.dialect, unreliable=unreliable)
             self._streams.append(stream)
         stream.add(client, link.write)
         client._stream = stream
@@ -542,8 +566,12 @@ class RoomCore:
         """What this tick brought, one write per client."""
         self._dirty = False
         self._flushed_at = now
-        for stream in tuple(self._streams):
+        self._flushing = True
+        for stream in self._streams:
             self._account(stream.flush())
+        self._flushing = False
+        while self._deferred:
+            self._deferred.pop(0)()
 
     def _account(self, written: tuple[int, int]) -> None:
         totals = self.services.totals
@@ -560,8 +588,12 @@ class RoomCore:
         services.totals.bytes_in += size
         type = item.type
         control = type.startswith("session:")
-        if item.reliable is not False and (not control or type == "session:ask"):
-            client._taken += 1
+        if item.reliable is not False:
+            item.reliable = item.n = UNSET
+            if not control or type == "session:ask":
+                client._taken += 1
+        elif not client._is_news(item):
+            return
         if not client._meter.take(now, size):
             self._over(client, item, now)
         elif control and client._link is not None and client._link.dialect is V1_DIALECT:

@@ -273,6 +273,8 @@ class Connection(asyncio.Protocol):
             self.pack, self.dialect = pack_raw, CLASSIC
         if self.dialect is CLASSIC:
             self._join(Hello())
+            if self._answer and (room_class.raw or self._waits):  # no greeting follows, or not yet
+                self._write_first(b"")
         else:
             self._write_first(b"")
             self._server.joining.add(self, self._server.clock())

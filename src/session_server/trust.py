@@ -1,0 +1,84 @@
+"""Whether an unreliable link is alive, judged by acknowledgements alone: a data channel can die while it says "open".
+
+One `Trust` per direction, at the sender. No clock: `now` is an argument, seconds.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+DOUBT_AFTER: Final = 0.25  # seconds without an acknowledgement (or 4 × rtt): from here on, both links
+DEMOTE_AFTER: Final = 2.0  # seconds: from here on, the reliable link alone
+TRUST_AGAIN: Final = 30.0  # seconds after which the unreliable link gets another chance
+ACK_EVERY: Final = 0.1  # seconds between acknowledgements while datagrams flow (docs/decisions/0006)
+PROBE_EVERY: Final = 1.0  # seconds without a message, after which a probe keeps the judgement fresh
+
+
+class Route(Enum):
+    """Where what may be lost is sent."""
+
+    RELIABLE = "reliable"  # there is no other link, or it is not trusted
+    BOTH = "both"  # not proven yet, or in doubt
+    UNRELIABLE = "unreliable"
+
+
+class Trust:
+    """Starts unproven: both links until the first acknowledgement."""
+
+    __slots__ = (
+        "_acked",
+        "_proven",
+        "_rejected_until",
+        "_sent",
+        "_sent_at",
+        "_sent_by_ack",
+        "_waits_since",
+        "loss",
+        "rtt",
+    )
+
+    def __init__(self) -> None:
+        self._sent = 0  # messages, ever
+        self._sent_at = 0.0  # the last one
+        self._acked = 0  # of them, by the last acknowledgement
+        self._sent_by_ack = 0  # when it came
+        self._waits_since: float | None = None  # when the first message after the last acknowledgement was sent
+        self._proven = False
+        self._rejected_until = 0.0
+        self.rtt = 0.0  # seconds, measured on the reliable link: the path is the same
+        self.loss = 0.0  # share, smoothed
+
+    def sent(self, now: float, count: int = 1) -> None:
+        self._sent += count
+        self._sent_at = now
+        if self._waits_since is None:
+            self._waits_since = now
+
+    def acked(self, received: int, now: float) -> None:
+        """The other side has received so many messages in all. It cannot have received more than were sent, or fewer
+        than before: such a claim is ignored."""
+        if not self._acked < received <= self._sent:
+            return
+        lost = 1 - (received - self._acked) / max(1, self._sent - self._sent_by_ack)
+        self.loss += (max(0.0, lost) - self.loss) * 0.2
+        self._acked, self._sent_by_ack = received, self._sent
+        self._proven = True
+        self._waits_since = None  # what is under way may be lost, and that is no sign of death: the next one counts
+
+    def route(self, now: float) -> Route:
+        """Also notes when trust is lost, and when it may be earned again."""
+        if now < self._rejected_until:
+            return Route.RELIABLE
+        silent = 0.0 if self._waits_since is None else now - self._waits_since
+        if silent >= DEMOTE_AFTER:
+            self._rejected_until = now + TRUST_AGAIN
+            self._proven, self._waits_since = False, None
+            return Route.RELIABLE
+        if not self._proven or silent >= max(DOUBT_AFTER, 4 * self.rtt):
+            return Route.BOTH
+        return Route.UNRELIABLE
+
+    def wants_probe(self, now: float) -> bool:
+        """Nothing was sent for a while, and the link is not rejected: a probe shows whether it lives."""
+        return now >= self._rejected_until and now - self._sent_at >= PROBE_EVERY
