@@ -42,11 +42,12 @@ from .protocol import (
     left,
     message,
 )
+from .trust import Route
 
 PRESENCE_GAP: Final = 0.05  # seconds between two presence diffs of a room
 ASYNC_LIMIT: Final = 5.0  # seconds that an async handler may take
 MAX_WAITING: Final = 1000  # calls that wait for it
-MAX_HEARD: Final = 256  # types per client whose numbers are remembered
+MAX_NUMBERED: Final = 256  # types per client whose numbers are remembered
 FAULTS_LOGGED: Final = 10  # tracebacks at once, then one per second: a broken on_tick must not fill a disk
 
 
@@ -71,6 +72,18 @@ class Link(Protocol):
 
     def close(self, code: int, reason: str) -> None:
         """Closes the wire; no callback follows."""
+
+
+class SideLink(Link, Protocol):
+    """A link for what may be lost, beside the reliable one. Its transport judges how far it is trusted."""
+
+    @property
+    def route(self) -> Route: ...
+    def answer(self, sdp: str) -> None:
+        """Signalling. Raises ValueError."""
+
+    def acked(self, received: int) -> None:
+        """The client has received so many messages on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +127,8 @@ class Client:
     """One seat in one room: what an author holds of somebody who plays."""
 
     __slots__ = (
-        "_grace", "_heard", "_link", "_meter", "_offset", "_rates", "_resume", "_stream", "_taken",
+        "_behind", "_grace", "_link", "_meter", "_numbers", "_offset", "_rates", "_resume", "_side", "_side_link",
+        "_stream", "_taken",
         "core", "data", "id", "name", "user",
     )  # fmt: skip
 
@@ -126,10 +140,13 @@ class Client:
         self.core = core  # the room below the author's instance
         self._meter = meter
         self._link: Link | None = None
+        self._side_link: SideLink | None = None
         self._stream: Stream[Client, Any] | None = None
+        self._side: Stream[Client, Any] | None = None  # of the side link
+        self._behind = False  # its buffer is full
         self._rates: dict[str, Bucket] | None = None  # by message type, where a handler has a rate
         self._offset = 0  # RoomCore.seq
-        self._heard: dict[str, int] | None = None  # the last number by type, of what may be lost
+        self._numbers: dict[str, int] | None = None
         self._taken = 0  # reliable messages received from this seat
         self._resume = ""
         self._grace: Timer | None = None
@@ -137,17 +154,22 @@ class Client:
     def _is_news(self, item: AnyMessage) -> bool:
         """What may be lost and carries a number is taken once, and not after a later one: it may have come on both
         links, and links overtake each other."""
-        number = item.n
-        if isinstance(number, UnsetType):
+        if isinstance(item.n, UnsetType):
             return True
-        if self._heard is None:
-            self._heard = {}
-        if number <= self._heard.get(item.type, -1):
+        numbers = self.numbers()
+        if item.n <= numbers.get(item.type, -1):
             return False
-        self._heard[item.type] = number
-        if len(self._heard) > MAX_HEARD:  # types are the clients' to invent
-            del self._heard[next(iter(self._heard))]
+        numbers[item.type] = item.n
         return True
+
+    def numbers(self) -> dict[str, int]:
+        """The last number by type, of this client's messages that may be lost. Types are the clients' to invent, so
+        there are at most MAX_NUMBERED."""
+        if self._numbers is None:
+            self._numbers = {}
+        if len(self._numbers) > MAX_NUMBERED:
+            del self._numbers[next(iter(self._numbers))]
+        return self._numbers
 
     @property
     def room(self) -> Room:
@@ -168,7 +190,7 @@ class Client:
 
     @property
     def links(self) -> tuple[Link, ...]:
-        return () if self._link is None else (self._link,)
+        return tuple(link for link in (self._link, self._side_link) if link is not None)
 
     def send(self, type: str, content: Any = None, reliable: bool = True) -> None:
         """To this client alone. Raises TypeError if `content` is neither bytes nor JSON, ValueError on a bad type."""
@@ -311,6 +333,7 @@ class RoomCore:
         self._flushing = False
         self._deferred: list[Callable[[], None]] = []  # what a write brought about: a full buffer, a slow consumer
         self._total = 0  # counted messages broadcast so far
+        self._numbers: dict[str, int] = {}  # by type, of the room's own messages that may be lost
         self._presence_timer: Timer | None = None
         self._presence_at = float("-inf")
         self._told_host: int | None = None
@@ -417,46 +440,76 @@ class RoomCore:
         """A link's buffer filled (what may be lost is shed for it now) or drained."""
         if self._flushing:
             self._deferred.append(lambda: self.congested(client, behind))
-        elif client._link is not None:
-            self._move(client, client._link, unreliable=not behind)
+            return
+        client._behind = behind
+        self._place(client)
 
     def rewire(self, client: Client) -> None:
         """The link's `write` is another function now."""
         if client._stream is not None and client._link is not None:
             client._stream.members[client] = client._link.write
 
+    def attach(self, client: Client, link: SideLink) -> None:
+        """A second link for what may be lost. It is used as far as its `route` says."""
+        client._side_link = link
+        self._place(client)
+
+    def detach(self, client: Client, link: SideLink) -> None:
+        if client._side_link is link:
+            client._side_link = None
+            self._place(client)
+
+    def rerouted(self, client: Client) -> None:
+        """The `route` of a side link changed."""
+        if self._flushing:
+            self._deferred.append(lambda: self.rerouted(client))
+        else:
+            self._place(client)
+
     def _connect(self, client: Client, link: Link) -> None:
         client._link = link
-        self._move(client, link, unreliable=True)
+        client._behind = False
+        self._place(client)
         if self.room_class._elects_host and (self.host is None or client.id < self.host):
             self.host = client.id
 
     def _disconnect(self, client: Client) -> None:
-        client._link = None
-        self._move(client, None, unreliable=True)
+        """A dropped client has no links; its side link belongs to the reliable one that signalled it."""
+        side, client._link, client._side_link = client._side_link, None, None
+        if side is not None:
+            side.close(Close.GOING_AWAY, "the WebSocket ended")
+        self._place(client)
         if client.id == self.host:
             self.host = min((id for id, client in self.clients.items() if not client.away), default=None)
 
-    def _move(self, client: Client, link: Link | None, unreliable: bool) -> None:
-        """Into the stream of those who are sent the same; what is pending is written first, so order is kept."""
-        old = client._stream
+    def _place(self, client: Client) -> None:
+        """Into the streams of those who are sent the same, by what this client's links can take now."""
+        link, side = client._link, client._side_link
+        route = Route.RELIABLE if side is None else side.route
+        unreliable = not client._behind and route is not Route.UNRELIABLE
+        client._stream = self._move(client, client._stream, link, True, unreliable)
+        client._side = self._move(client, client._side, None if route is Route.RELIABLE else side, False, True)
+
+    def _move(
+        self, client: Client, old: Stream[Client, Any] | None, link: Link | None, reliable: bool, unreliable: bool
+    ) -> Stream[Client, Any] | None:
+        """From one stream to another; what is pending is written first, so order is kept."""
         if old is not None:
             if link is not None:
                 self._account(old.flush())
             old.remove(client)
             if not old.members:
                 self._streams.remove(old)
-            client._stream = None
         if link is None:
-            return
+            return None
         for stream in self._streams:
-            if stream.pack is link.pack and stream.unreliable is unreliable:
+            if stream.pack is link.pack and stream.reliable is reliable and stream.unreliable is unreliable:
                 break
         else:
-            stream = Stream(link.pack, link.dialect, unreliable=unreliable)
+            stream = Stream(link.pack, link.dialect, reliable, unreliable)
             self._streams.append(stream)
         stream.add(client, link.write)
-        client._stream = stream
+        return stream
 
     # --- greetings and presence ---------------------------------------------------------------------------------------
 
@@ -520,37 +573,50 @@ class RoomCore:
         return self._total + client._offset
 
     def broadcast(self, item: AnyMessage, exclude: Client | None = None) -> None:
-        reliable = item.reliable is not False
-        if reliable:
+        """To all but `exclude`, each on the links that take such a message now."""
+        if item.reliable is not False:
             self._total += 1
             if exclude is not None:
                 exclude._offset -= 1
-        for stream in self._streams:
-            if reliable or stream.unreliable:
-                stream.push(item, exclude)
-            else:
-                self.services.totals.refused["shed"] += len(stream.members)
+            for stream in self._streams:
+                if stream.reliable:
+                    stream.push(item, exclude)
+        else:
+            self._number(item)
+            for stream in self._streams:
+                if stream.unreliable:
+                    stream.push(item, exclude)
         if not self._dirty:
             self._flush_later()
 
     def send(self, client: Client, item: AnyMessage | str | bytes) -> None:
-        reliable = isinstance(item, str | bytes) or item.reliable is not False
-        if reliable:
+        """To one; to nobody if it is away."""
+        if isinstance(item, str | bytes) or item.reliable is not False:
             client._offset += 1
-        stream = client._stream
-        if stream is None:
+            self._insert(client._stream, client, item)
             return
-        if reliable or stream.unreliable:
+        self._number(item)
+        for stream in (client._stream, client._side):
+            if stream is not None and stream.unreliable:
+                self._insert(stream, client, item)
+        if client._behind:
+            self.services.totals.refused["shed"] += 1
+
+    def _insert(self, stream: Stream[Client, Any] | None, client: Client, item: AnyMessage | str | bytes) -> None:
+        if stream is not None:
             stream.insert(client, item)
             self._flush_later()
-        else:
-            self.services.totals.refused["shed"] += 1
+
+    def _number(self, item: AnyMessage) -> None:
+        """What may be lost is numbered where somebody has two links."""
+        if item.n is UNSET and any(not stream.reliable for stream in self._streams):
+            sender = self.clients.get(item.id)
+            numbers = self._numbers if sender is None else sender.numbers()
+            item.n = numbers[item.type] = numbers.get(item.type, 0) + 1
 
     def _control(self, client: Client, item: AnyMessage) -> None:
         """To one client, outside of what it counts."""
-        if client._stream is not None:
-            client._stream.insert(client, item)
-            self._flush_later()
+        self._insert(client._stream, client, item)
 
     def _flush_later(self) -> None:
         if self._dirty:
