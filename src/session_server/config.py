@@ -27,11 +27,13 @@ class Config:
 
     host: str | None = setting(None, "Address to listen on; all of this machine's, in development loopback only.")
     port: int = setting(8889, "Port for TCP and UDP; 0 chooses one and prints it.")
-    udp_port: int | None = setting(None, "UDP port, only where it must differ. Data channels are not built yet.")
+    udp_port: int | None = setting(None, "UDP port, only where it must differ from the TCP port.")
     pieces: str = setting("pieces", "Folder of pieces.", metavar="DIR")
     public_url: str | None = setting(None, "URL under which clients reach this server.", metavar="URL")
     local_name: str = setting("local.aesthetic.computer", "Development host whose sessions live at session.NAME.")
-    announce_ip: tuple[str, ...] = setting((), "Addresses to announce for UDP.", many=True, metavar="IP")
+    announce_ip: tuple[str, ...] = setting(
+        (), "Addresses to announce for UDP; else the one that the WebSocket came to.", many=True, metavar="IP"
+    )
     trusted_proxy: tuple[str, ...] = setting(
         ("127.0.0.0/8", "::1/128"), "Proxies whose X-Forwarded-For and -Proto are believed.", many=True, metavar="CIDR"
     )

@@ -346,6 +346,18 @@ class Ask(Struct):
     content: Raw | UnsetType = UNSET
 
 
+class Answer(Struct):
+    """`session:answer`: the answer to the offer of the welcome."""
+
+    sdp: str
+
+
+class Ack(Struct):
+    """`session:ack`, both ways: so many messages have been received on the side link, in all."""
+
+    received: int
+
+
 class Ping(Struct):
     """`session:ping`."""
 

@@ -23,6 +23,8 @@ from .presence import Person, Presence, PresenceDiff
 from .protocol import (
     CLASSIC,
     V1_DIALECT,
+    Ack,
+    Answer,
     AnyMessage,
     Ask,
     Binary,
@@ -57,6 +59,7 @@ class Link(Protocol):
     kind: str  # the transport's name
     dialect: Dialect
     address: str  # as seen through trusted proxies; for limits and the client itself, never for others
+    local: str  # our own address that it came to
 
     @property
     def rtt(self) -> float | None:
@@ -79,9 +82,6 @@ class SideLink(Link, Protocol):
 
     @property
     def route(self) -> Route: ...
-    def answer(self, sdp: str) -> None:
-        """Signalling. Raises ValueError."""
-
     def acked(self, received: int) -> None:
         """The client has received so many messages on it."""
 
@@ -120,6 +120,8 @@ class Services:
     spawn: Callable[[Awaitable[Any], float, Callable[[Any, BaseException | None], None]], None]
     flush_later: Callable[[RoomCore], None]  # at the end of this tick
     emptied: Callable[[RoomCore, float], None]  # the last seat was given up
+    offer: Callable[[Client], str | None]  # SDP that invites this client to a side link; None if there are none here
+    answer: Callable[[Client, str], None]  # its answer. Raises ValueError
     now: float = 0.0  # seconds, monotonic: when the call under way began
 
 
@@ -534,7 +536,8 @@ class RoomCore:
             "received": client._taken,
             "recovered": recovered,
         }
-        self._control(client, message("session:welcome", content))
+        offer = self.services.offer(client)
+        self._control(client, message("session:welcome", content if offer is None else content | {"offer": offer}))
 
     def _announce(self, news: AnyMessage, exclude: Client | None) -> None:
         """Classic clients are told at once, of each; the others by presence, once per tick."""
@@ -761,6 +764,15 @@ class RoomCore:
             ping = decode_control(item, Ping)
             content = {"t": ping.t, "time": self.services.now, "received": client._taken}
             self._control(client, message("session:pong", content))
+        elif item.type == "session:ack":
+            if client._side_link is not None:
+                client._side_link.acked(decode_control(item, Ack).received)
+        elif item.type == "session:answer":
+            try:
+                self.services.answer(client, decode_control(item, Answer).sdp)
+            except ValueError as error:
+                self.services.totals.refused["answer"] += 1
+                self._answer(client, item.type, None, None, Problem("invalid", str(error)))
         elif item.type == "session:leave":
             link = client._link
             self.flush(self.services.now)
@@ -789,6 +801,10 @@ class RoomCore:
     def complain(self, client: Client, code: str, reason: str) -> None:
         """`session:error` about what could not even be read."""
         self._answer(client, None, None, None, Problem(code, reason))
+
+    def acknowledge(self, client: Client, received: int) -> None:
+        """Tells a client, on its reliable link, how many messages have come on its side link."""
+        self._control(client, message("session:ack", {"received": received}))
 
     def _answer(self, client: Client, type: str | None, ask: int | None, value: Any, problem: Problem | None) -> None:
         """The reply to an ask, or `session:error`; classic clients know neither."""

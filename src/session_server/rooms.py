@@ -38,6 +38,8 @@ class Rooms:
         wake: Callable[[float], None],
         spawn: Callable[[Awaitable[Any], float, Callable[[Any, BaseException | None], None]], None],
         verify: Callable[[str], User | None] = lambda token: None,
+        offer: Callable[[Client], str | None] = lambda client: None,
+        answer: Callable[[Client, str], None] = lambda client, sdp: None,
         claim: Callable[[str], int] = lambda slug: 1,
         release: Callable[[str, int], None] = lambda slug, epoch: None,
     ) -> None:
@@ -55,7 +57,9 @@ class Rooms:
         self._openings = Buckets(config.new_rooms_per_address / 60, config.new_rooms_per_address)
         self._routes: dict[type[Room], Routes] = {}
         self._dirty: list[RoomCore] = []
-        self._services = Services(config, self.timers, self.totals, log, token, spawn, self._flush_later, self._emptied)
+        self._services = Services(
+            config, self.timers, self.totals, log, token, spawn, self._flush_later, self._emptied, offer, answer
+        )
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 

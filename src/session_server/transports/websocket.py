@@ -227,7 +227,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_alive", "_answer", "_buffer", "_closed", "_excess", "_limit", "_most_unsent", "_need", "_non_messages",
         "_partial", "_ping_at", "_rare", "_server", "_slug", "_transport", "_waits", "address", "client", "core",
-        "dialect", "kind", "pack", "rtt", "write",
+        "dialect", "kind", "local", "pack", "rtt", "write",
     )  # fmt: skip
 
     def __init__(
@@ -236,6 +236,8 @@ class Connection(asyncio.Protocol):
         self.kind = "websocket"
         self.dialect = dialect
         self.address = address
+        name = transport.get_extra_info("sockname")
+        self.local = str(name[0]) if isinstance(name, tuple) else ""
         self.rtt: float | None = None  # seconds
         self.pack = PACK[dialect]
         self.write: Write = self._write_first
