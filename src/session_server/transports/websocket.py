@@ -58,6 +58,7 @@ MAX_UNSENT: Final = 1024 * 1024  # bytes unsent, above which a client is a slow 
 PING_EVERY: Final = 15.0  # seconds; no byte until the next one and the link is dead
 JOIN_WITHIN: Final = 10.0  # seconds for `session:join`
 CLOSE_WITHIN: Final = 5.0  # seconds for the peer's half of the closing handshake
+CHEAP: Final = 1024  # bytes; a rare frame smaller than that costs its sender as much as a message
 EXCESS: Final = 64 * 1024  # bytes read from a peer after our close frame, in the hope of its own
 UNLIMITED: Final = 1 << 62  # bytes
 NON_MESSAGES: Final = 10  # of them and the peer is closed with 1003
@@ -358,6 +359,8 @@ class Connection(asyncio.Protocol):
                 self._keep(data[at:], len(data) - at + 1)
                 return len(data)
             rare.left = size
+            if size < CHEAP and data[at] not in (TEXT, BINARY) and self.core is not None and self.client is not None:
+                self.core.admits(self.client, size, self._server.clock())  # small fragments and control frames add up
         chunk = data[at : at + rare.left]
         for first, payload in rare.feed(chunk):
             if not self._closed:
@@ -393,6 +396,8 @@ class Connection(asyncio.Protocol):
         if first == PONG:
             if self._ping_at is not None:
                 self.rtt, self._ping_at = self._server.clock() - self._ping_at, None
+            elif core is not None and client is not None:  # unasked for
+                core.admits(client, len(payload), self._server.clock())
             return
         if first == PING:
             if core is None or client is None or core.admits(client, len(payload), self._server.clock()):

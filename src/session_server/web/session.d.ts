@@ -132,6 +132,10 @@ export interface Link {
   readonly kind: "websocket" | "datachannel" | "webtransport";
   /** Round trip in milliseconds; null until measured. */
   readonly rtt: number | null;
+  /** Of a data channel: the share of our messages that is lost, from 0 to 1. */
+  readonly loss?: number;
+  /** Of a data channel: whether messages that may be lost go there. */
+  readonly active?: boolean;
 }
 
 /** `code` is a close code (a number) or one of the words named above. */

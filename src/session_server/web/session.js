@@ -7,11 +7,12 @@
  *     room.send("move", [0.2, 0.7], { reliable: false });
  *
  * What pages may call is described in session.d.ts, what travels in docs/reference/wire.md. The parts, from the bottom
- * up: frames, Listeners, Clock, People, Outbox, Timers, WebSocketLink (one wire), and Room, which outlives its links.
+ * up: frames, Listeners, Clock, People, Outbox, Timers, WebSocketLink and DataChannelLink (one wire each), Trust, and
+ * Room, which outlives its links.
  */
 
 /** @import { Events, Link, Listener, Meta, Options, Person, Room as PublicRoom } from "./session.js" */
-/** @typedef {{type: string, content: any, from: number, reliable: boolean}} Message */
+/** @typedef {{type: string, content: any, from: number, reliable: boolean, n?: number}} Message */
 /** @typedef {string | Uint8Array<ArrayBuffer>} Frame */
 /** @typedef {{resolve: (answer: any) => void, reject: (error: Error) => void, frame: Frame, timer: number}} Ask */
 
@@ -29,6 +30,13 @@ const SLICE_MESSAGES = 60; // of a backlog at a time: 120 per second is what a s
 const SLICE_BYTES = 64 * 1024;
 const SLICE_EVERY = 500; // ms
 const CONGESTED = 64 * 1024; // bytes unsent in the socket, above which unreliable messages are shed
+const SIDE_WITHIN = 3_000; // ms for a data channel to open
+const SIDE_AGAIN = 30_000; // ms until the next attempt, and until a link that went silent is trusted again
+const DOUBT_AFTER = 250; // ms without an acknowledgement (or 4 × rtt): from here on, both links
+const DEMOTE_AFTER = 2_000; // ms: from here on, the WebSocket alone
+const ACK_EVERY = 100; // ms between two acknowledgements, while datagrams come
+const PROBE_EVERY = 1_000; // ms without a message, after which a probe keeps the judgement fresh
+const NUMBERED = 4_096; // senders and types whose last number is remembered
 const LISTED = 200; // people; a server lists no more, it only counts them
 const SAMPLES = 8; // of the clock: 40 s of heartbeats
 const DRIFT = 1; // s; samples further apart than that were not taken of the same clock
@@ -110,23 +118,27 @@ function wellFormed(json) {
   return json.replace(/\\\\|\\ud[89a-f][0-9a-f]{2}/g, (found) => (found === "\\\\" ? found : "\ufffd"));
 }
 
-/** @param {string} type @param {string} [json] @param {boolean} [reliable] */
-function textFrame(type, json, reliable = true) {
+/** @param {string} type @param {string} [json] @param {boolean} [reliable] @param {number} [n] its number, if it has one */
+function textFrame(type, json, reliable = true, n) {
   const content = json === undefined ? "" : `,"content":${json}`;
-  return `{"type":${wellFormed(JSON.stringify(type))}${content}${reliable ? "" : ',"reliable":false'}}`;
+  const number = n === undefined ? "" : `,"n":${n}`;
+  return `{"type":${wellFormed(JSON.stringify(type))}${content}${reliable ? "" : ',"reliable":false'}${number}}`;
 }
 
 /**
- * 1 byte reliability, 1 byte n, n bytes type, 4 bytes sender (the server's to fill in), payload.
- * @param {string} type @param {ArrayBuffer | ArrayBufferView} content @param {boolean} reliable
+ * 1 byte kind, 1 byte length of the type, the type, 4 bytes sender (the server's to fill in), 4 bytes number if the
+ * kind is 3, payload.
+ * @param {string} type @param {ArrayBuffer | ArrayBufferView} content @param {boolean} reliable @param {number} [n]
  */
-function binaryFrame(type, content, reliable) {
+function binaryFrame(type, content, reliable, n) {
   const [buffer, start] = ArrayBuffer.isView(content) ? [content.buffer, content.byteOffset] : [content, 0];
   const name = encoder.encode(type);
-  const frame = new Uint8Array(2 + name.length + 4 + content.byteLength);
-  frame.set([reliable ? 1 : 2, name.length]);
+  const body = 2 + name.length + (n === undefined ? 4 : 8);
+  const frame = new Uint8Array(body + content.byteLength);
+  frame.set([reliable ? 1 : n === undefined ? 2 : 3, name.length]);
   frame.set(name, 2);
-  frame.set(new Uint8Array(buffer, start, content.byteLength), 2 + name.length + 4);
+  if (n !== undefined) new DataView(frame.buffer).setUint32(body - 4, n);
+  frame.set(new Uint8Array(buffer, start, content.byteLength), body);
   return frame;
 }
 
@@ -144,20 +156,23 @@ function parse(data) {
 
 /** @param {string} data @returns {Message | null} */
 function parseText(data) {
-  const { type, content, id, reliable } = JSON.parse(data);
-  return typeof type === "string" ? { type, content, from: countOr(id, 0), reliable: reliable !== false } : null;
+  const { type, content, id, reliable, n } = JSON.parse(data);
+  return typeof type === "string" ? { type, content, from: countOr(id, 0), reliable: reliable !== false, n } : null;
 }
 
 /** @param {ArrayBuffer} data @returns {Message | null} */
 function parseBinary(data) {
   const bytes = new Uint8Array(data);
   const end = 2 + bytes[1]; // of the type
-  if ((bytes[0] !== 1 && bytes[0] !== 2) || end === 2 || bytes.length < end + 4) return null;
+  const body = end + (bytes[0] === 3 ? 8 : 4);
+  if (!(bytes[0] >= 1 && bytes[0] <= 3) || end === 2 || bytes.length < body) return null;
   const type = decoder.decode(bytes.subarray(2, end));
   if (type.startsWith(OWN)) return null; // these travel as text only
   // A copy, so that content.buffer holds nothing else and is aligned for a Float32Array.
-  const content = bytes.slice(end + 4);
-  return { type, content, from: new DataView(data).getUint32(end), reliable: bytes[0] === 1 };
+  const content = bytes.slice(body);
+  const view = new DataView(data);
+  const n = bytes[0] === 3 ? view.getUint32(end + 4) : undefined;
+  return { type, content, from: view.getUint32(end), reliable: bytes[0] === 1, n };
 }
 
 // Contents of control messages are a stranger's. These make something usable of whatever is in them.
@@ -361,7 +376,110 @@ class Timers {
   runs(name) { return this.#running.has(name); }
 }
 
-/** One wire to the server. A data channel will be another class with the same `kind`, `rtt`, `send` and `close`. */
+/**
+ * Whether an unreliable link is alive, judged by acknowledgements alone: a data channel can die while it says "open".
+ * The server judges its own direction in the same way (trust.py). Times are those of performance.now(), ms.
+ */
+class Trust {
+  #sent = 0; // messages, ever
+  #sentAt = 0; // the last one
+  #sentByAck = 0; // when the last acknowledgement came
+  #acked = 0; // of them, as it said
+  #waitsSince = -1; // when the first message after it was sent; -1: there was none
+  #isProven = false;
+  #rejectedUntil = 0;
+  loss = 0; // share, smoothed
+
+  /** @param {number} now */
+  sent(now) {
+    this.#sent++;
+    this.#sentAt = now;
+    if (this.#waitsSince < 0) this.#waitsSince = now;
+  }
+
+  /** The server has received so many messages in all. @param {number} received */
+  acked(received) {
+    if (!(received > this.#acked && received <= this.#sent)) return;
+    const lost = 1 - (received - this.#acked) / Math.max(1, this.#sent - this.#sentByAck);
+    this.loss += (Math.max(0, lost) - this.loss) * 0.2;
+    this.#acked = received;
+    this.#sentByAck = this.#sent;
+    this.#isProven = true;
+    this.#waitsSince = -1; // what is under way may be lost, and that is no sign of death: the next one counts
+  }
+
+  /** @param {number} now @param {number} rtt @returns {"reliable" | "both" | "unreliable"} the links to send on */
+  route(now, rtt) {
+    if (now < this.#rejectedUntil) return "reliable";
+    const silent = this.#waitsSince < 0 ? 0 : now - this.#waitsSince;
+    if (silent >= DEMOTE_AFTER) {
+      this.#rejectedUntil = now + SIDE_AGAIN;
+      this.#isProven = false;
+      this.#waitsSince = -1;
+      return "reliable";
+    }
+    return !this.#isProven || silent >= Math.max(DOUBT_AFTER, 4 * rtt) ? "both" : "unreliable";
+  }
+
+  /** @param {number} now */
+  wantsProbe(now) { return now >= this.#rejectedUntil && now - this.#sentAt >= PROBE_EVERY; }
+}
+
+/** The wire for what may be lost: a WebRTC data channel, signalled by the WebSocket that it belongs to. */
+class DataChannelLink {
+  kind = /** @type {const} */ ("datachannel");
+  trust = new Trust();
+  received = 0; // messages, probes included
+  #connection = new RTCPeerConnection();
+  #channel = /** @type {RTCDataChannel | null} */ (null);
+
+  /**
+   * @param {string} offer SDP
+   * @param {{answered: (sdp: string) => void, arrived: (link: DataChannelLink, data: string | ArrayBuffer) => void,
+   *   ended: (link: DataChannelLink) => void}} room none of the three is called after `close`
+   */
+  constructor(offer, room) {
+    const connection = this.#connection;
+    connection.ondatachannel = ({ channel }) => {
+      channel.binaryType = "arraybuffer";
+      channel.onmessage = ({ data }) => room.arrived(this, data);
+      channel.onclose = () => room.ended(this);
+      this.#channel = channel;
+    };
+    // "disconnected" may pass; only these two do not.
+    connection.onconnectionstatechange = () =>
+      /failed|closed/.test(connection.connectionState) && room.ended(this);
+    this.#answer(offer).then(room.answered, () => room.ended(this));
+  }
+
+  /** @param {string} offer */
+  async #answer(offer) {
+    await this.#connection.setRemoteDescription({ type: "offer", sdp: offer });
+    await this.#connection.setLocalDescription();
+    return this.#connection.localDescription?.sdp ?? "";
+  }
+
+  get isOpen() { return this.#channel?.readyState === "open"; }
+
+  /** Drops it rather than queueing it: what is late is of no use. @param {Frame} frame */
+  send(frame) {
+    if (!this.#channel || this.#channel.readyState !== "open" || this.#channel.bufferedAmount > CONGESTED) return;
+    try {
+      this.#channel.send(/** @type {any} */ (frame));
+      this.trust.sent(performance.now());
+    } catch {
+      // Larger than the peer takes: the WebSocket is there for it, as soon as nothing is acknowledged.
+    }
+  }
+
+  close() {
+    this.#connection.ondatachannel = this.#connection.onconnectionstatechange = null;
+    if (this.#channel) this.#channel.onmessage = this.#channel.onclose = null;
+    this.#connection.close();
+  }
+}
+
+/** One reliable wire to the server. */
 class WebSocketLink {
   kind = /** @type {const} */ ("websocket");
   rtt = /** @type {number | null} */ (null); // ms
@@ -415,6 +533,10 @@ class Room {
 
   #link = /** @type {WebSocketLink | null} */ (null);
   #stale = /** @type {WebSocketLink | null} */ (null); // dead, but not closed: see #giveUp
+  #side = /** @type {DataChannelLink | null} */ (null); // for what may be lost
+  #offer = ""; // of the last welcome: what a side link is made of
+  #numbers = /** @type {Map<string, number>} */ (new Map()); // type → last number, of ours that may be lost
+  #heard = /** @type {Map<string, number>} */ (new Map()); // sender and type → last number, of others'
   #isJoined = false; // #link has had its welcome
   #attempt = 0; // to know an outdated one
   #failures = 0; // attempts in a row, for the back-off
@@ -449,7 +571,12 @@ class Room {
 
   /** @returns {readonly Link[]} */
   get links() {
-    return this.#link && this.#isJoined ? [{ kind: this.#link.kind, rtt: this.#link.rtt }] : [];
+    if (!this.#link || !this.#isJoined) return [];
+    const { kind, rtt } = this.#link;
+    if (!this.#side?.isOpen) return [{ kind, rtt }];
+    const { kind: sideKind, trust } = this.#side;
+    const active = this.#route() !== "reliable";
+    return [{ kind, rtt }, { kind: sideKind, rtt, loss: trust.loss, active }];
   }
 
   /** @param {string} type @param {Listener<any>} fn */
@@ -462,11 +589,34 @@ class Room {
   /** @param {string} type @param {any} [content] @param {{reliable?: boolean}} [how] */
   send(type, content, { reliable = true } = {}) {
     checkType(type);
+    const n = reliable ? undefined : this.#number(type);
     const frame = isBytes(content)
-      ? binaryFrame(type, content, reliable)
-      : textFrame(type, jsonOf(type, content), reliable);
+      ? binaryFrame(type, content, reliable, n)
+      : textFrame(type, jsonOf(type, content), reliable, n);
     if (reliable) this.#submit(frame);
-    else if (this.#link && this.#isJoined && !this.#link.isCongested) this.#link.send(frame);
+    else this.#sendUnreliable(frame);
+  }
+
+  /** @param {Frame} frame */
+  #sendUnreliable(frame) {
+    if (!this.#link || !this.#isJoined) return;
+    const route = this.#route();
+    if (route !== "reliable") this.#side?.send(frame);
+    if (route !== "unreliable" && !this.#link.isCongested) this.#link.send(frame);
+  }
+
+  /** Where what may be lost is sent now. */
+  #route() {
+    if (!this.#side?.isOpen) return "reliable";
+    return this.#side.trust.route(performance.now(), this.#link?.rtt ?? 0);
+  }
+
+  /** What may go on two links carries a number, so that the second copy is known. @param {string} type */
+  #number(type) {
+    if (!this.#side) return undefined;
+    const n = (this.#numbers.get(type) ?? 0) + 1;
+    this.#numbers.set(type, n);
+    return n;
   }
 
   /** @param {string} type @param {any} [content] @param {{timeout?: number}} [how] @returns {Promise<any>} */
@@ -548,6 +698,9 @@ class Room {
     this.#isJoined = true;
 
     this.#beat();
+    this.#heard.clear();
+    this.#offer = textOr(welcome.offer, "");
+    this.#openSide();
     this.#pump(); // before what a listener may send
     if (isFirst) return this.#resolve(this);
     this.#emit("session:resume", { recovered: welcome.recovered === true && complete });
@@ -583,6 +736,7 @@ class Room {
 
   #unlink() {
     this.#attempt++;
+    this.#closeSide();
     this.#link = null;
     this.#isJoined = false;
     this.#timers.stop("attempt", "retry", "beat", "slice");
@@ -647,6 +801,51 @@ class Room {
     if (wasJoined) this.#emit("session:drop", { code: 1000, reason: "page hidden" });
   }
 
+  // The side link. Whatever happens to it, the page notices nothing but a longer way.
+
+  #openSide() {
+    if (!this.#offer || typeof RTCPeerConnection === "undefined") return;
+    const link = this.#link;
+    this.#side = new DataChannelLink(this.#offer, {
+      answered: (sdp) => link?.send(textFrame("session:answer", JSON.stringify({ sdp }))),
+      arrived: (side, data) => this.#arrivedAside(side, data),
+      ended: () => this.#endSide(),
+    });
+    this.#timers.start("side", SIDE_WITHIN, () => (this.#side?.isOpen ? this.#watchSide() : this.#endSide()));
+  }
+
+  #closeSide() {
+    this.#timers.stop("side", "look", "ack");
+    this.#side?.close();
+    this.#side = null;
+  }
+
+  /** It could not be made, or has ended: without it for a while. */
+  #endSide() {
+    this.#closeSide();
+    this.#timers.start("side", SIDE_AGAIN, () => this.#openSide());
+  }
+
+  /** A probe where nothing else was sent for a while: so it is known to live before it is needed. */
+  #watchSide() {
+    const now = performance.now();
+    if (this.#side?.trust.wantsProbe(now)) this.#side.send(textFrame("session:probe", undefined, false));
+    this.#timers.start("look", PROBE_EVERY, () => this.#watchSide());
+  }
+
+  /** @param {DataChannelLink} side @param {string | ArrayBuffer} data */
+  #arrivedAside(side, data) {
+    side.received++;
+    if (!this.#timers.runs("ack")) this.#timers.start("ack", ACK_EVERY, () => this.#acknowledge(side));
+    const message = parse(data);
+    if (message && !message.type.startsWith(OWN)) this.#deliver({ ...message, reliable: false });
+  }
+
+  /** @param {DataChannelLink} side */
+  #acknowledge(side) {
+    if (this.#isJoined) this.#link?.send(textFrame("session:ack", JSON.stringify({ received: side.received })));
+  }
+
   // Sending
 
   /** @param {Frame} frame reliable */
@@ -695,12 +894,27 @@ class Room {
     link.missed = 0;
     const message = parse(data);
     if (!message) return;
-    const { content, ...meta } = message;
-    if (meta.type.startsWith(OWN)) return this.#control(link, meta.type, fields(content));
+    if (message.type.startsWith(OWN)) return this.#control(link, message.type, fields(message.content));
     if (!this.#isJoined) return;
-    if (meta.reliable) this.#received++;
+    if (message.reliable) this.#received++;
+    this.#deliver(message);
+  }
+
+  /** @param {Message} message */
+  #deliver({ content, n, ...meta }) {
+    if (!meta.reliable && !this.#isNews(meta, n)) return;
     this.#listeners.emit(Object.freeze(meta), content);
     if (meta.type !== "*") this.#listeners.emit(meta, content, "*");
+  }
+
+  /** Not the second copy of a message on two links, nor one that a later one has overtaken. @param {Meta} meta @param {any} n */
+  #isNews({ type, from }, n) {
+    if (typeof n !== "number") return true;
+    const key = `${from} ${type}`;
+    if (n <= (this.#heard.get(key) ?? -1)) return false;
+    this.#heard.set(key, n);
+    if (this.#heard.size > NUMBERED) this.#heard.delete(this.#heard.keys().next().value ?? "");
+    return true;
   }
 
   /** @param {WebSocketLink} link @param {string} type @param {any} content */
@@ -711,6 +925,7 @@ class Room {
     else if (type === "session:presence") this.#hearPresence(content);
     else if (type === "session:reply") this.#hearReply(content);
     else if (type === "session:pong") this.#hearPong(link, content);
+    else if (type === "session:ack") this.#side?.trust.acked(countOr(content.received, 0));
     // Any other is a newer server's, which can do without our answer.
   }
 
