@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from enum import Enum
 from functools import lru_cache
 from typing import Any, Final, TypeVar, get_type_hints
 
@@ -45,8 +46,18 @@ class Handler(Struct, frozen=True):
     read: Callable[[AnyMessage], Any] | None  # None: the method takes no content
 
 
+class Kind(Enum):
+    """What a room does with a type."""
+
+    CONTROL = "control"  # `session:*`
+    OWNED = "owned"  # the server's own: dropped
+    HANDLED = "handled"
+    RELAYED = "relayed"
+    OTHER = "other"  # for on_message, if there is one
+
+
 class Routes:
-    """What a Room class does with each type: a handler, relayed, the server's own, or unknown. Made once per class."""
+    """What a Room class does with each type. Made once per class."""
 
     def __init__(self, room_class: type, base: type) -> None:
         self.handlers: dict[str, Handler] = {}
@@ -65,9 +76,16 @@ class Routes:
         relay: bool | tuple[str, ...] = room_class.relay  # type: ignore[attr-defined]
         self._relayed = compile_patterns(("*",) if relay is True else relay or ())
         self._owned = compile_patterns((*SERVER_OWNED, *room_class.server_only))  # type: ignore[attr-defined]
-        # Types are the clients' to invent, so what is remembered of them is bounded.
-        self.owns = lru_cache(maxsize=1024)(lambda type: self._owned.fullmatch(type) is not None)
-        self.relays = lru_cache(maxsize=1024)(lambda type: self._relayed.fullmatch(type) is not None)
+        self.kind = lru_cache(maxsize=1024)(self._kind)  # types are the clients' to invent, so not all are remembered
+
+    def _kind(self, type: str) -> Kind:
+        if type.startswith("session:"):
+            return Kind.CONTROL
+        if self._owned.fullmatch(type):
+            return Kind.OWNED
+        if type in self.handlers:
+            return Kind.HANDLED
+        return Kind.RELAYED if self._relayed.fullmatch(type) else Kind.OTHER
 
 
 def reader(method: Callable[..., Any]) -> Callable[[AnyMessage], Any] | None:

@@ -84,14 +84,20 @@ class Stream(Generic[Client, Item]):
                 write(blob)
             return len(frames) * len(self.members), len(blob) * len(self.members)
         splice = Splice(frames, blob)
-        count = size = 0
+        count = size = plain = 0
         for client, write in tuple(self.members.items()):  # a snapshot, since a first write replaces `write`
-            data, number = splice.apply(edits[client]) if client in edits else (blob, len(frames))
+            own = edits.get(client)
+            if own is None:
+                if blob:
+                    write(blob)
+                    plain += 1
+                continue
+            data, number = splice.apply(own)
             if data:
                 write(data)
                 count += number
                 size += len(data)
-        return count, size
+        return count + plain * len(frames), size + plain * len(blob)
 
 
 class Splice:
@@ -109,12 +115,16 @@ class Splice:
 
         Its cost grows with the edits, not with the frames: a sender of many messages in one tick is cheap.
         """
+        frames, blob = self._frames, self._blob
         start, stop, data = edits[0]
-        if len(edits) == 1 and stop - start == len(self._frames):  # all is replaced: the sender of the only message
+        if len(edits) == 1 and stop - start == len(frames):  # all is replaced: the sender of the only message
             return data, 1 if data else 0
-        if not self._offsets:
-            self._offsets = list(accumulate(map(len, self._frames), initial=0))
-        view, offsets = memoryview(self._blob), self._offsets
+        offsets = self._offsets
+        if not offsets:
+            offsets = self._offsets = list(accumulate(map(len, frames), initial=0))
+        if len(edits) == 1:
+            return blob[: offsets[start]] + data + blob[offsets[stop] :], len(frames) - stop + start + bool(data)
+        view = memoryview(blob)
         parts: list[bytes | memoryview] = []
         number = at = 0
         for start, stop, data in edits:
@@ -126,4 +136,4 @@ class Splice:
                 number += 1
             at = stop
         parts.append(view[offsets[at] :])
-        return b"".join(parts), number + len(self._frames) - at
+        return b"".join(parts), number + len(frames) - at

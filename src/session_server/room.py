@@ -16,7 +16,7 @@ from msgspec import UNSET, UnsetType
 
 from .clock import Timer, Timers
 from .config import Config
-from .handlers import Handler, InvalidContent, Routes, read_any
+from .handlers import Handler, InvalidContent, Kind, Routes, read_any
 from .limits import Allowance, Bucket, Meter
 from .outbox import Stream, Write
 from .presence import Person, Presence, PresenceDiff
@@ -655,42 +655,42 @@ class RoomCore:
         services.now = now
         services.totals.messages_in += 1
         services.totals.bytes_in += size
-        type = item.type
-        control = type.startswith("session:")
+        kind = self.routes.kind(item.type)
         if item.reliable is not False:
             item.reliable = item.n = UNSET
-            if not control or type == "session:ask":
+            if kind is not Kind.CONTROL or item.type == "session:ask":
                 client._taken += 1
         elif not client._is_news(item):
             return
         if not client._meter.take(now, size):
             self._over(client, item, now)
-        elif control and client._link is not None and client._link.dialect is V1_DIALECT:
+        elif kind is Kind.RELAYED:
+            self._relay(client, item)
+        elif kind is Kind.CONTROL and not self._speaks_classic(client):
             self._receive_control(client, item)
         else:
-            self._dispatch(client, item, None)
+            self._dispatch(client, item, kind, None)
 
-    def _dispatch(self, client: Client, item: AnyMessage, ask: int | None) -> None:
-        """A message that is within its rate: handled, relayed, or refused."""
+    def _relay(self, client: Client, item: AnyMessage) -> None:
+        item.id = client.id
+        to_all = self._speaks_classic(client) and classic_reaches_sender(item.type)
+        self.broadcast(item, None if to_all else client)
+
+    def _speaks_classic(self, client: Client) -> bool:
+        return client._link is not None and client._link.dialect is CLASSIC
+
+    def _dispatch(self, client: Client, item: AnyMessage, kind: Kind, ask: int | None) -> None:
+        """A message that is within its rate, and not merely relayed: handled or refused."""
         type = item.type
-        routes = self.routes
-        handler = routes.handlers.get(type)
-        if routes.owns(type):
+        if kind is Kind.HANDLED:
+            self._handle(client, self.routes.handlers[type], item, ask)
+        elif kind is Kind.OWNED or kind is Kind.CONTROL:
             self.services.totals.refused["server_owned"] += 1
-        elif handler is not None:
-            self._handle(client, handler, item, ask)
-        elif routes.relays(type) and ask is None:
-            item.id = client.id
-            to_all = self._speaks_classic(client) and classic_reaches_sender(type)
-            self.broadcast(item, None if to_all else client)
-        elif "on_message" in routes.overrides:
+        elif "on_message" in self.routes.overrides and kind is Kind.OTHER:
             self._pass_on(client, item, ask)
         else:
             self.services.totals.refused["unknown"] += 1
             self._answer(client, type, ask, None, Problem("unknown", f"room {self.slug!r} knows no type {type!r}"))
-
-    def _speaks_classic(self, client: Client) -> bool:
-        return client._link is not None and client._link.dialect is CLASSIC
 
     def _handle(self, client: Client, handler: Handler, item: AnyMessage, ask: int | None) -> None:
         if handler.rate and not self._within(client, handler):
@@ -759,7 +759,7 @@ class RoomCore:
                 check_type(ask.type)
             except ValueError as error:
                 raise ProtocolError(Close.NOT_MESSAGES, f"not a message: {error}") from None
-            self._dispatch(client, Message(ask.type, ask.content), ask.ask)
+            self._dispatch(client, Message(ask.type, ask.content), self.routes.kind(ask.type), ask.ask)
         elif item.type == "session:ping":
             ping = decode_control(item, Ping)
             content = {"t": ping.t, "time": self.services.now, "received": client._taken}

@@ -391,31 +391,32 @@ class Connection(asyncio.Protocol):
     # --- messages -----------------------------------------------------------------------------------------------------
 
     def _take(self, first: int, payload: bytes) -> None:
-        """One complete message, or a pong."""
+        """One complete message, ping or pong."""
         client, core = self.client, self.core
-        if first == PONG:
-            if self._ping_at is not None:
-                self.rtt, self._ping_at = self._server.clock() - self._ping_at, None
-            elif core is not None and client is not None:  # unasked for
-                core.admits(client, len(payload), self._server.clock())
-            return
-        if first == PING:
-            if core is None or client is None or core.admits(client, len(payload), self._server.clock()):
-                self.write(frame(PONG, payload))
-            return
         try:
-            if core is None or client is None:
+            if first > BINARY:
+                self._take_control(first, payload)
+            elif core is None or client is None:
                 self._take_hello(first, payload)
-                return
-            if self.pack is pack_raw:
+            elif self.pack is not pack_raw:
+                core.receive(client, self._decode(first, payload), len(payload), self._server.clock())
+            else:
                 data = payload.decode() if first == TEXT else payload
                 core.receive_raw(client, data, len(payload), self._server.clock())
-                return
-            core.receive(client, self._decode(first, payload), len(payload), self._server.clock())
         except ProtocolError as error:
             self._not_a_message(error)
         except UnicodeDecodeError:
             self._refuse(Close.BAD_TEXT, "text is not UTF-8")
+
+    def _take_control(self, first: int, payload: bytes) -> None:
+        """A ping is answered, a pong noted; both count against the rate, but for the pong that we asked for."""
+        if first == PONG and self._ping_at is not None:
+            self.rtt, self._ping_at = self._server.clock() - self._ping_at, None
+            return
+        core, client = self.core, self.client
+        affordable = core is None or client is None or core.admits(client, len(payload), self._server.clock())
+        if first == PING and affordable:
+            self.write(frame(PONG, payload))
 
     def _decode(self, first: int, payload: bytes) -> AnyMessage:
         """Raises ProtocolError, or UnicodeDecodeError: without this check one client could make all others close."""
