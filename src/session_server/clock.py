@@ -31,7 +31,7 @@ class Timers:
     def __init__(self, wake: Callable[[float], None] = lambda when: None) -> None:
         self._heap: list[tuple[float, int, Timer]] = []
         self._count = 0  # breaks ties: equal deadlines fire in the order they were made
-        self._cancelled = 0
+        self._live = 0  # timers that will fire; the heap also holds cancelled ones
         self._wake = wake
 
     def at(self, when: float, fire: Callable[[float], None]) -> Timer:
@@ -42,6 +42,7 @@ class Timers:
 
     def _push(self, timer: Timer) -> None:
         self._count += 1
+        self._live += 1
         if not self._heap or timer.when < self._heap[0][0]:
             self._wake(timer.when)
         heappush(self._heap, (timer.when, self._count, timer))
@@ -56,33 +57,38 @@ class Timers:
 
         What a timer sets for `now` itself waits for the next run, so no timer can keep the loop busy.
         """
-        last = self._count
         heap = self._heap
-        early: list[tuple[float, int, Timer]] = []
+        due = []
         while heap and heap[0][0] <= now:
-            entry = heappop(heap)
-            timer = entry[2]
-            if timer.fire is None:
-                self._cancelled -= 1
-            elif entry[1] > last:
-                early.append(entry)
-            else:
+            due.append(heappop(heap))
+        due.reverse()
+        try:
+            while due:
+                timer = due.pop()[2]
                 fire, timer.fire = timer.fire, None
-                fire(now)
-        for entry in early:
-            heappush(heap, entry)
-        return heap[0][0] if heap else None
+                if fire is not None:
+                    self._live -= 1
+                    fire(now)
+        finally:  # after a fault of ours, the rest comes in the next run
+            for entry in due:
+                heappush(heap, entry)
+        return self.due
+
+    @property
+    def due(self) -> float | None:
+        """When `run` is next wanted."""
+        return self._heap[0][0] if self._heap else None
 
     def forget(self) -> None:
         """A timer was cancelled: its entry stays until it is due, or until half of the heap is such entries."""
-        self._cancelled += 1
-        if self._cancelled > 64 and self._cancelled * 2 > len(self._heap):
-            self._heap = [entry for entry in self._heap if entry[2].fire is not None]
-            heapify(self._heap)
-            self._cancelled = 0
+        self._live -= 1
+        heap = self._heap
+        if len(heap) - self._live > 64 and self._live * 2 < len(heap):
+            heap[:] = [entry for entry in heap if entry[2].fire is not None]  # in place: `run` may be reading it
+            heapify(heap)
 
     def __len__(self) -> int:
-        return len(self._heap) - self._cancelled
+        return self._live
 
 
 class Rota(Generic[Key]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +18,7 @@ class ConfigError(Exception):
 
 def setting(default: Any, meaning: str, **more: Any) -> Any:
     """A field with its help text; `more` is for the command line (`many`, `choices`, `secret`, `metavar`)."""
-    return field(default=default, metadata={"help": meaning, **more})
+    return field(default=default, repr=not more.get("secret"), metadata={"help": meaning, **more})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +77,7 @@ class Config:
             if not 0 <= port <= 65535:
                 raise ConfigError(f"{flag} is {port}, expected 0 to 65535")
         for name in LIMITS:
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ConfigError(f"{flag_of(name)} is {getattr(self, name)}, expected 0 (no limit) or more")
         if self.message_rate and self.message_burst < 1:
             raise ConfigError(f"--message-burst is {self.message_burst}, expected at least 1 message")
@@ -96,13 +96,17 @@ class Config:
             raise ConfigError(f"--workers {self.workers}: not yet, only 1 is built")
         if self.auth_secret and self.auth_jwks:
             raise ConfigError("--auth-secret and --auth-jwks were both given, expected one of them")
-        if self.public_url is not None:
-            parts = urlsplit(self.public_url)
-            if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path not in {"", "/"} or parts.query:
-                raise ConfigError(f"--public-url is {self.public_url!r}, expected https://HOST or http://HOST[:PORT]")
+        if self.public_url is not None and not origin_of(self.public_url):
+            raise ConfigError(f"--public-url is {self.public_url!r}, expected https://HOST or http://HOST[:PORT]")
         for origin in self.origin:
-            if origin not in {"*", "null"} and not urlsplit(origin).hostname:
+            if origin not in {"*", "null"} and not origin_of(origin):
                 raise ConfigError(f"--origin is {origin!r}, expected https://HOST[:PORT], * or null")
+        object.__setattr__(self, "origin", tuple(o if o in {"*", "null"} else origin_of(o) for o in self.origin))
+        for address in self.announce_ip:
+            try:
+                ip_address(address)
+            except ValueError:
+                raise ConfigError(f"--announce-ip is {address!r}, expected an address such as 192.0.2.1") from None
         self.proxies()
 
     def proxies(self) -> tuple[Network, ...]:
@@ -114,6 +118,19 @@ class Config:
             except ValueError:
                 raise ConfigError(f"--trusted-proxy is {text!r}, expected a network such as 10.0.0.0/8") from None
         return tuple(networks)
+
+
+def origin_of(url: str) -> str | None:
+    """As browsers write it: lower case, without the scheme's own port; None if it is no origin."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path not in {"", "/"} or parts.query:
+        return None
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}" + ("" if port in {None, 80 if parts.scheme == "http" else 443} else f":{port}")
 
 
 LIMITS = (

@@ -60,23 +60,30 @@ class Routes:
     """What a Room class does with each type. Made once per class."""
 
     def __init__(self, room_class: type, base: type) -> None:
+        """Raises PieceError."""
+        for name in ("relay", "server_only"):
+            if isinstance(getattr(room_class, name), str):
+                raise PieceError(f"{name} of {room_class.__name__} is a string, expected a tuple: a comma is missing")
+        relay: bool | tuple[str, ...] = room_class.relay  # type: ignore[attr-defined]
+        self._relayed = compile_patterns(("*",) if relay is True else relay or ())
+        self._owned = compile_patterns((*SERVER_OWNED, *room_class.server_only))  # type: ignore[attr-defined]
+        self.kind = lru_cache(maxsize=1024)(self._kind)  # types are the clients' to invent, so not all are remembered
         self.handlers: dict[str, Handler] = {}
         for name, method in inspect.getmembers(room_class, callable):
             for type, rate in getattr(method, "__on__", ()):
-                if type in self.handlers:
-                    raise PieceError(
-                        f"{where(method)}: two handlers for {type!r}: {self.handlers[type].name} and {name}"
-                    )
-                self.handlers[type] = Handler(type, name, rate, reader(method))
+                self._add(type, rate, name, method)
         self.overrides = frozenset(
             name
             for name in dir(base)
             if name.startswith("on_") and getattr(room_class, name) is not getattr(base, name)
         )
-        relay: bool | tuple[str, ...] = room_class.relay  # type: ignore[attr-defined]
-        self._relayed = compile_patterns(("*",) if relay is True else relay or ())
-        self._owned = compile_patterns((*SERVER_OWNED, *room_class.server_only))  # type: ignore[attr-defined]
-        self.kind = lru_cache(maxsize=1024)(self._kind)  # types are the clients' to invent, so not all are remembered
+
+    def _add(self, type: str, rate: float, name: str, method: Callable[..., Any]) -> None:
+        if type in self.handlers:
+            raise PieceError(f"{where(method)}: two handlers for {type!r}: {self.handlers[type].name} and {name}")
+        if self._owned.fullmatch(type):
+            raise PieceError(f"{where(method)}: clients may not send {type!r}, so it is never called")
+        self.handlers[type] = Handler(type, name, rate, reader(method))
 
     def _kind(self, type: str) -> Kind:
         if type.startswith("session:"):
@@ -98,9 +105,9 @@ def reader(method: Callable[..., Any]) -> Callable[[AnyMessage], Any] | None:
     if len(arguments) == 1:
         return None
     try:
-        shape = get_type_hints(method).get(arguments[1].name, Any)
+        shape = get_type_hints(method, include_extras=True).get(arguments[1].name, Any)
         return read_bytes if shape is bytes else json_reader(shape)
-    except (NameError, TypeError) as error:
+    except Exception as error:  # evaluating an annotation runs code of the author
         raise PieceError(f"{where(method)}: annotation of {arguments[1].name!r} cannot be used: {error}") from error
 
 

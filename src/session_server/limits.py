@@ -51,7 +51,8 @@ class Allowance:
 
 
 def spans(rate: float, burst: float) -> tuple[float, float]:
-    return (1 / rate, burst / rate) if rate > 0 else (0.0, 0.0)
+    """Seconds per unit, and of the burst; a microsecond more, so that no rounding takes a unit away."""
+    return (1 / rate, burst / rate + 1e-6) if rate > 0 else (0.0, 0.0)
 
 
 class Meter:
@@ -60,12 +61,12 @@ class Meter:
     Two buckets in one look, since every message passes here.
     """
 
-    __slots__ = ("_allowance", "_bytes_full_at", "_last_refusal", "_messages_full_at", "_over_since")
+    __slots__ = ("_allowance", "_bytes_full_at", "_last_refusal", "_messages_full_at", "_over_since", "_told")
 
     def __init__(self, allowance: Allowance) -> None:
         self._allowance = allowance
         self._messages_full_at = self._bytes_full_at = 0.0
-        self._over_since = self._last_refusal = NEVER
+        self._over_since = self._last_refusal = self._told = NEVER
 
     def take(self, now: float, size: int) -> bool:
         """One message of `size` bytes; False if it is over a rate, and then it costs nothing."""
@@ -90,6 +91,13 @@ class Meter:
             self._over_since = now
         self._last_refusal = now
         return news
+
+    def tells(self, now: float) -> bool:
+        """Whether to tell the sender of a refusal: once per second."""
+        if now - self._told < CALM:
+            return False
+        self._told = now
+        return True
 
     def over_too_long(self, now: float) -> bool:
         return now - self._over_since >= OVER_FOR
@@ -160,7 +168,8 @@ def client_address(peer: str, forwarded: Sequence[str], proxies: tuple[Network, 
         if not trusted(address, proxies):
             break
         try:
-            address = str(ip_address(hop.rpartition(":")[0].strip("[]") if hop.count(":") == 1 or "]:" in hop else hop))
+            bare = hop.rpartition(":")[0] if hop.count(":") == 1 or "]:" in hop else hop
+            address = str(ip_address(bare.strip("[]")))
         except ValueError:
             break  # not written by a proxy that works; the last good hop counts
     return address

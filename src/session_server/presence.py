@@ -56,7 +56,8 @@ class Presence:
         self._people: dict[str | int, dict[int, Member]] = {}  # user id, or client id if anonymous → clients by id
         self._changed: set[str | int] = set()
         self._told: dict[str | int, Person] = {}  # as of the last diff
-        self._told_count = 0
+        self._counts = {0}  # of people, as told by the last diff and in welcomes since
+        self._shown: dict[str | int, list[Person]] = {}  # what welcomes listed and the last diff did not
 
     def add(self, member: Member) -> None:
         key = self._key(member)
@@ -73,8 +74,6 @@ class Presence:
         self._changed.add(key)
         if not clients:
             del self._people[key]
-            if key not in self._told:  # came and went between two diffs
-                self._changed.discard(key)
 
     def __len__(self) -> int:
         return len(self._people)
@@ -83,39 +82,46 @@ class Presence:
         return (self._person(clients) for clients in self._people.values())
 
     def listed(self) -> list[Person]:
-        """For a welcome: everybody, or nobody if there are too many to list."""
-        return list(self) if len(self) <= PEOPLE_LISTED else []
+        """For a welcome: everybody, or nobody if there are too many to list. The next diff goes on from it too."""
+        self._counts.add(len(self))
+        if len(self) > PEOPLE_LISTED:
+            return []
+        people = {key: self._person(clients) for key, clients in self._people.items()}
+        for key, person in people.items():
+            if key in self._changed or key not in self._told:
+                self._shown.setdefault(key, []).append(person)
+        return list(people.values())
 
     def diff(self) -> PresenceDiff | None:
         """What changed since the last call, or None. Its cost grows with the changes, not with the room."""
         changed, self._changed = self._changed, set()
+        shown, self._shown = self._shown, {}
         count = len(self)
+        counts, self._counts = self._counts, {count}
         diff = PresenceDiff(count=count)
         if count > PEOPLE_LISTED:
-            news, self._told = count != self._told_count, {}
-        else:
-            if self._told_count > PEOPLE_LISTED:  # listed again: to those who knew only a number, all are new
-                changed = set(self._people)
-            for key in changed:
-                self._compare(key, diff)
-            news = bool(diff.joins or diff.leaves or diff.updates)
-        self._told_count = count
-        return diff if news else None
+            self._told = {}
+            return diff if counts != {count} else None
+        unlisted = max(counts) > PEOPLE_LISTED  # to those who knew only a number, all are new
+        for key in changed | set(self._people) if unlisted else changed:
+            self._compare(key, diff, shown.get(key, []), unlisted)
+        return diff if diff.joins or diff.leaves or diff.updates else None
 
-    def _compare(self, key: str | int, diff: PresenceDiff) -> None:
+    def _compare(self, key: str | int, diff: PresenceDiff, known: list[Person], unlisted: bool) -> None:
+        """`known`: how welcomes listed this person since the last diff."""
         before = self._told.pop(key, None)
         clients = self._people.get(key)
-        if clients is None:
-            if before is not None:
-                diff.leaves.append(before.id)
+        now = None if clients is None else self._person(clients)
+        if before is not None:
+            known.append(before)
+        # the first of several clients may have gone: then the person is known by another id now
+        diff.leaves.extend(sorted({one.id for one in known} - {now.id if now else 0}))
+        if now is None:
             return
-        now = self._told[key] = self._person(clients)
-        if before is None:
+        self._told[key] = now
+        if before is None or before.id != now.id or unlisted:
             diff.joins.append(now)
-        elif before.id != now.id:  # the first of several clients went: the person is known by another id now
-            diff.leaves.append(before.id)
-            diff.joins.append(now)
-        elif before != now:
+        elif any(one != now for one in known):
             diff.updates.append(now)
 
     @staticmethod

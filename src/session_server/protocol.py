@@ -367,6 +367,15 @@ class Ping(Struct):
     t: Raw = NULL
 
 
+MAX_NESTED = 32
+
+
+def nested(value: Any, most: int = MAX_NESTED + 1) -> int:
+    """How deep a JSON value is nested, counted up to `most`."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 0 if most == 0 else 1 + max((nested(one, most - 1) for one in inner), default=0)
+
+
 def decode_hello(found: AnyMessage) -> Hello:
     """The first message of a `session.v1` client. Raises ProtocolError."""
     if found.type != "session:join" or isinstance(found, Binary):
@@ -376,6 +385,8 @@ def decode_hello(found: AnyMessage) -> Hello:
         if len(hello.name) > MAX_NAME:
             raise ProtocolError(Close.POLICY, f"name of {len(hello.name)} characters, expected at most {MAX_NAME}")
         hello.name = "".join(c for c in hello.name if unicodedata.category(c)[0] != "C").strip() or None
+    if nested(hello.data) > MAX_NESTED:
+        raise ProtocolError(Close.POLICY, f"data is nested more than {MAX_NESTED} deep")
     size = len(encode_json(hello.data))
     if size > MAX_DATA:
         raise ProtocolError(Close.POLICY, f"data of {size} bytes, expected at most {MAX_DATA}")

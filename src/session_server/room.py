@@ -6,8 +6,10 @@ links and outboxes, so that an author's instance can be replaced while people pl
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from inspect import isawaitable
 from typing import Any, ClassVar, Final, Protocol
@@ -122,6 +124,7 @@ class Services:
     emptied: Callable[[RoomCore, float], None]  # the last seat was given up
     offer: Callable[[Client], str | None]  # SDP that invites this client to a side link; None if there are none here
     answer: Callable[[Client, str], None]  # its answer. Raises ValueError
+    clock: Callable[[], float]  # for authors: an async handler goes on long after the call began that it answers
     now: float = 0.0  # seconds, monotonic: when the call under way began
 
 
@@ -129,8 +132,8 @@ class Client:
     """One seat in one room: what an author holds of somebody who plays."""
 
     __slots__ = (
-        "_behind", "_grace", "_link", "_meter", "_numbers", "_offset", "_rates", "_resume", "_side", "_side_link",
-        "_stream", "_taken",
+        "_behind", "_grace", "_link", "_meter", "_numbers", "_offset", "_rates", "_resume", "_resume_before", "_side",
+        "_side_link", "_stream", "_taken",
         "core", "data", "id", "name", "user",
     )  # fmt: skip
 
@@ -150,7 +153,7 @@ class Client:
         self._offset = 0  # RoomCore.seq
         self._numbers: dict[str, int] | None = None
         self._taken = 0  # reliable messages received from this seat
-        self._resume = ""
+        self._resume = self._resume_before = ""
         self._grace: Timer | None = None
 
     def _is_news(self, item: AnyMessage) -> bool:
@@ -242,7 +245,7 @@ class Room:
     @property
     def now(self) -> float:
         """Seconds on the server's monotonic clock, the same that clients see as `room.time`."""
-        return self._core.services.now
+        return self._core.services.clock()
 
     @property
     def log(self) -> Any:
@@ -341,11 +344,13 @@ class RoomCore:
         self._told_host: int | None = None
         self._tick: Timer | None = None
         self._timers: set[Timer] = set()
+        self._prune_at = 64  # cancelled ones are forgotten then
         self._busy = False  # an async handler is under way
         self._waiting: deque[Call] = deque()
         self._faults = Bucket(1, FAULTS_LOGGED)
         config = services.config
-        burst = config.byte_burst or 4 * max(self.max_message, config.message_size)
+        largest = max(self.max_message, config.message_size) if self.max_message else math.inf
+        burst = max(config.byte_burst, largest) if config.byte_burst else 4 * largest
         self._allowance = Allowance.of(config.message_rate, config.message_burst, config.byte_rate, burst)
 
     # --- seats --------------------------------------------------------------------------------------------------------
@@ -371,7 +376,7 @@ class RoomCore:
             self._greet(client, link, recovered=False)
             self._announce(joined(client.id, len(self.clients)), client)
         self.hook("on_join", client)
-        if self._tick is None and self.room_class.tick_rate > 0 and "on_tick" in self.routes.overrides:
+        if self.clients and self._tick is None and self.room_class.tick_rate > 0 and "on_tick" in self.routes.overrides:
             self._schedule_tick(self.services.now + 1 / self.room_class.tick_rate)
         return client
 
@@ -417,6 +422,7 @@ class RoomCore:
         if self.clients.pop(client.id, None) is None:
             return
         self.resumable.pop(client._resume, None)
+        self.resumable.pop(client._resume_before, None)
         if client._grace is not None:
             client._grace.cancel()
         self._disconnect(client)
@@ -487,18 +493,19 @@ class RoomCore:
     def _place(self, client: Client) -> None:
         """Into the streams of those who are sent the same, by what this client's links can take now."""
         link, side = client._link, client._side_link
+        if link is not None:
+            self._write_out((client._stream, client._side))
         route = Route.RELIABLE if side is None else side.route
         unreliable = not client._behind and route is not Route.UNRELIABLE
         client._stream = self._move(client, client._stream, link, True, unreliable)
         client._side = self._move(client, client._side, None if route is Route.RELIABLE else side, False, True)
+        self._catch_up()
 
     def _move(
         self, client: Client, old: Stream[Client, Any] | None, link: Link | None, reliable: bool, unreliable: bool
     ) -> Stream[Client, Any] | None:
         """From one stream to another; what is pending is written first, so order is kept."""
         if old is not None:
-            if link is not None:
-                self._account(old.flush())
             old.remove(client)
             if not old.members:
                 self._streams.remove(old)
@@ -519,7 +526,10 @@ class RoomCore:
         if link.dialect is CLASSIC:
             self._control(client, connected(client.id, link.address, len(self.clients)))
             return
-        self.resumable.pop(client._resume, None)
+        if not client._resume_before:  # the last that surely arrived stays good until the next surely has
+            client._resume_before = client._resume
+        else:
+            self.resumable.pop(client._resume, None)
         client._resume = self.services.token()
         self.resumable[client._resume] = client
         content = {
@@ -589,6 +599,8 @@ class RoomCore:
             for stream in self._streams:
                 if stream.unreliable:
                     stream.push(item, exclude)
+                elif stream.reliable:
+                    self.services.totals.refused["shed"] += sum(client._behind for client in stream.members)
         if not self._dirty:
             self._flush_later()
 
@@ -635,11 +647,21 @@ class RoomCore:
         """What this tick brought, one write per client."""
         self._dirty = False
         self._flushed_at = now
+        self._write_out(self._streams)
+        self._catch_up()
+
+    def _write_out(self, streams: Iterable[Stream[Client, Any] | None]) -> None:
+        """What a write brings about waits: it must not find a room half flushed, or a client half moved."""
         self._flushing = True
-        for stream in self._streams:
-            self._account(stream.flush())
-        self._flushing = False
-        while self._deferred:
+        try:
+            for stream in streams:
+                if stream is not None:
+                    self._account(stream.flush())
+        finally:
+            self._flushing = False
+
+    def _catch_up(self) -> None:
+        while self._deferred and not self._flushing:
             self._deferred.pop(0)()
 
     def _account(self, written: tuple[int, int]) -> None:
@@ -656,14 +678,17 @@ class RoomCore:
         services.totals.messages_in += 1
         services.totals.bytes_in += size
         kind = self.routes.kind(item.type)
+        if client._resume_before:  # it has the welcome with the new token
+            self.resumable.pop(client._resume_before, None)
+            client._resume_before = ""
         if item.reliable is not False:
             item.reliable = item.n = UNSET
             if kind is not Kind.CONTROL or item.type == "session:ask":
                 client._taken += 1
-        elif not client._is_news(item):
-            return
         if not client._meter.take(now, size):
             self._over(client, item, now)
+        elif item.reliable is False and not client._is_news(item):
+            return
         elif kind is Kind.RELAYED:
             self._relay(client, item)
         elif kind is Kind.CONTROL and not self._speaks_classic(client):
@@ -706,6 +731,10 @@ class RoomCore:
             except InvalidContent as error:
                 self._invalid(client, handler.type, ask, error)
                 return
+            except Exception as error:  # a check of the author's own
+                call = Call(handler.name, args, client, handler.type, ask)
+                self._settle(call, None, self._problem(call, error))
+                return
         self.call(Call(handler.name, args, client, handler.type, ask))
 
     def _within(self, client: Client, handler: Handler) -> bool:
@@ -733,21 +762,26 @@ class RoomCore:
 
     def _over(self, client: Client, item: AnyMessage, now: float) -> None:
         """Over a rate: what may be lost is shed, the rest refused with an error; after 10 s in a row, 1008."""
-        if self._refuse(client, now) and item.reliable is not False:
-            config = self.services.config
-            limit = f"{config.message_rate:g} messages and {config.byte_rate:g} bytes per second"
-            self._answer(client, item.type, None, None, Problem("rate", f"over the rate, expected at most {limit}"))
+        self._refuse(client, now)
+        if item.reliable is False or client._link is None:
+            return
+        config = self.services.config
+        limit = f"{config.message_rate:g} messages and {config.byte_rate:g} bytes per second"
+        problem = Problem("rate", f"over the rate, expected at most {limit}")
+        if item.type == "session:ask" and isinstance(item, Message):
+            with suppress(ProtocolError):
+                self._answer(client, None, decode_control(item, Ask).ask, None, problem)
+        elif client._meter.tells(now):
+            self._answer(client, item.type, None, None, problem)
 
-    def _refuse(self, client: Client, now: float) -> bool:
-        """One more refusal by rate; True if the client should be told."""
+    def _refuse(self, client: Client, now: float) -> None:
+        """One more refusal by rate."""
         self.services.now = now
         self.services.totals.refused["rate"] += 1
-        news = client._meter.refuse(now)
+        client._meter.refuse(now)
         if client._meter.over_too_long(now):
             self.services.totals.refused["rate_closed"] += 1
             self.expel(client, Close.POLICY, "over the rate for 10 s")
-            return False
-        return news
 
     def _receive_control(self, client: Client, item: AnyMessage) -> None:
         """`session:*` of a session.v1 client. Raises ProtocolError on a content of the wrong shape."""
@@ -868,7 +902,7 @@ class RoomCore:
             return
         try:
             self._answer(call.client, call.type, call.ask, value, problem)
-        except (TypeError, ValueError) as error:  # the handler returned what is not JSON
+        except Exception as error:  # the handler returned what is not JSON
             self._answer(call.client, call.type, call.ask, None, self._problem(call, error))
 
     def _problem(self, call: Call, error: BaseException) -> Problem:
@@ -903,7 +937,10 @@ class RoomCore:
 
         if repeat and seconds <= 0:
             raise ValueError(f"every({seconds}) would never let go, expected more than 0 seconds")
-        timer = timers.at(self.services.now + seconds, fire)
+        timer = timers.at(self.services.clock() + seconds, fire)
+        if len(self._timers) >= self._prune_at:
+            self._timers = {one for one in self._timers if one.fire is not None}
+            self._prune_at = 2 * len(self._timers) + 64
         self._timers.add(timer)
         return timer
 
@@ -921,6 +958,9 @@ class RoomCore:
     def dispose(self) -> None:
         """The room ends; its timers with it."""
         self.hook("on_dispose")
+        self.stop()
+
+    def stop(self) -> None:
         for timer in (*self._timers, self._presence_timer, self._tick, self.expiry):
             if timer is not None:
                 timer.cancel()

@@ -34,6 +34,7 @@ class Rooms:
         classes: RoomClasses,
         *,
         log: Any,
+        clock: Callable[[], float],
         token: Callable[[], str],
         wake: Callable[[float], None],
         spawn: Callable[[Awaitable[Any], float, Callable[[Any, BaseException | None], None]], None],
@@ -43,9 +44,10 @@ class Rooms:
         claim: Callable[[str], int] = lambda slug: 1,
         release: Callable[[str, int], None] = lambda slug, epoch: None,
     ) -> None:
-        """`token()` gives an unguessable string. `wake(when)` asks for a call of `run` at `when`, or at the end of this
-        tick if `when` has passed. `spawn(awaitable, seconds, done)` runs it and calls `done(value, error)`. `verify`
-        returns the user of a token, or raises Refused. `claim` returns the epoch in which this node owns a slug."""
+        """`clock()` is the time for authors, `token()` gives an unguessable string. `wake(when)` asks for a call of run
+        at `when`, or at the end of this tick if that has passed. `spawn(awaitable, seconds, done)` runs it and calls
+        `done(value, error)`. `verify` returns the user of a token, or raises Refused. `offer` and `answer` signal side
+        links (Services). `claim` returns the epoch in which this node owns a slug, `release` says that it is gone."""
         self.config = config
         self.timers = Timers(wake)
         self.totals = Totals()
@@ -58,7 +60,7 @@ class Rooms:
         self._routes: dict[type[Room], Routes] = {}
         self._dirty: list[RoomCore] = []
         self._services = Services(
-            config, self.timers, self.totals, log, token, spawn, self._flush_later, self._emptied, offer, answer
+            config, self.timers, self.totals, log, token, spawn, self._flush_later, self._emptied, offer, answer, clock
         )
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -70,11 +72,11 @@ class Rooms:
     def run(self, now: float) -> float | None:
         """Fires what is due, then writes what this tick brought. Returns when it wants to run again."""
         self._services.now = now
-        due = self.timers.run(now)
+        self.timers.run(now)
         dirty, self._dirty = self._dirty, []
         for core in dirty:
             core.flush(now)
-        return now if self._dirty else due
+        return now if self._dirty else self.timers.due  # a flush can set timers too
 
     def _flush_later(self, core: RoomCore) -> None:
         if not self._dirty:
@@ -111,10 +113,29 @@ class Rooms:
             if not self._empty:
                 raise self._over("max_rooms", 503, f"{len(self.rooms)} rooms are open, no more are opened")
             self.close(next(iter(self._empty.values())))
-        core = RoomCore(slug, room_class, self._routes_of(room_class), self._services, self._claim(slug))
-        core.create()
+        epoch = self._claim(slug)
+        try:
+            core = self._make(slug, room_class, epoch)
+        except PieceError:
+            self._release(slug, epoch)
+            raise
         self.rooms[slug] = core
         self._emptied(core, self._services.now)
+        return core
+
+    def _make(self, slug: str, room_class: type[Room], epoch: int) -> RoomCore:
+        """Raises PieceError."""
+        try:
+            core = RoomCore(slug, room_class, self._routes_of(room_class), self._services, epoch)
+        except (Exception, SystemExit) as error:
+            self.totals.faults += 1
+            self._services.log.bind(room=slug).error("fault in the code of a piece", hook="__init__", exc_info=error)
+            raise PieceError("the code of the room failed") from error
+        try:
+            core.create()
+        except PieceError:
+            core.stop()
+            raise
         return core
 
     def _routes_of(self, room_class: type[Room]) -> Routes:
@@ -194,7 +215,8 @@ class Rooms:
 
     def _auth_fault(self, core: RoomCore, error: BaseException) -> SessionError:
         self.totals.faults += 1
-        core.log.error("fault in the code of a piece", hook="on_auth", exc_info=error)
+        if core._faults.take(self._services.now):
+            core.log.error("fault in the code of a piece", hook="on_auth", exc_info=error)
         return PieceError("the code of the room failed")
 
     def _counted(self, error: SessionError) -> SessionError:

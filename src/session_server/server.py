@@ -187,12 +187,13 @@ class Server:
         self.log = log
         self.clock: Callable[[], float] = time.monotonic
         self.pieces = pieces if pieces is not None else Pieces(folder_of(config))
-        engine = MemoryEngine(config.node)
+        engine = MemoryEngine(config.node, lambda error: log.error("fault in a subscriber", exc_info=error))
         self.verifier = Verifier(config, log)
         self.rooms = Rooms(
             config,
             self.pieces,
             log=log,
+            clock=lambda: self.clock(),
             token=partial(secrets.token_urlsafe, 16),
             wake=self._wake,
             spawn=self._spawn,

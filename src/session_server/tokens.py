@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from .config import Config, ConfigError
 from .protocol import Refused
 from .room import User
 
+SAFE_SECRET: Final = 32  # bytes (RFC 7518 §3.2)
 LEEWAY: Final = 30  # seconds that clocks may differ
 ALGORITHMS: Final = [
     "RS256",
@@ -33,13 +35,15 @@ class Verifier:
         self._source = config.auth_jwks
         self._keys: dict[str, jwt.PyJWK] = {}
         self._log = log
+        if self._secret is not None and len(self._secret.encode()) < SAFE_SECRET:
+            log.warning("a short --auth-secret can be guessed", bytes=len(self._secret.encode()), expected=SAFE_SECRET)
 
     async def start(self) -> None:
         """Reads the published keys. Raises ConfigError."""
         if self._source is not None:
             try:
                 keys = jwt.PyJWKSet.from_json(await read(self._source))
-            except (OSError, ClientError, TimeoutError, ValueError, jwt.PyJWTError) as error:
+            except (OSError, ClientError, TimeoutError, ValueError, AttributeError, TypeError, jwt.PyJWTError) as error:
                 raise ConfigError(f"--auth-jwks {self._source} cannot be used: {error}") from None
             self._keys = {key.key_id or "": key for key in keys.keys}
 
@@ -49,7 +53,7 @@ class Verifier:
             return None
         try:
             claims = self._decode(token)
-        except (jwt.PyJWTError, ValueError) as error:
+        except (jwt.PyJWTError, ValueError, TypeError) as error:
             raise Refused(f"token refused: {error}") from None
         subject, handle = claims.get("sub"), claims.get("handle")
         if not isinstance(subject, str) or not subject:
@@ -59,7 +63,9 @@ class Verifier:
     def _decode(self, token: str) -> dict[str, Any]:
         options: Any = {"require": ["exp", "sub"], "verify_aud": False}
         if self._secret is not None:
-            return jwt.decode(token, self._secret, algorithms=["HS256"], options=options, leeway=LEEWAY)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a short secret, as we have said so once
+                return jwt.decode(token, self._secret, algorithms=["HS256"], options=options, leeway=LEEWAY)
         name = str(jwt.get_unverified_header(token).get("kid", ""))
         key = self._keys.get(name)
         if key is None:

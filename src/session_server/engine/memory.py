@@ -8,13 +8,19 @@ from . import Claim
 
 
 class MemoryEngine:
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, report: Callable[[Exception], None]) -> None:
+        """`report` is told what a subscriber raised."""
         self.node = node
+        self._report = report
         self._epochs: dict[str, int] = {}
+        self._epoch = 0  # of the last claim: a room that is opened again begins anew, and a client must see that
         self._subscribers: dict[str, list[Callable[[bytes], None]]] = {}
 
     def claim(self, slug: str) -> Claim:
-        return Claim(self.node, None, self._epochs.setdefault(slug, 1))
+        if slug not in self._epochs:
+            self._epoch += 1
+            self._epochs[slug] = self._epoch
+        return Claim(self.node, None, self._epochs[slug])
 
     def release(self, slug: str, epoch: int) -> None:
         if self._epochs.get(slug) == epoch:
@@ -22,7 +28,10 @@ class MemoryEngine:
 
     def publish(self, subject: str, data: bytes, fresh_for: float | None = None) -> None:
         for deliver in tuple(self._subscribers.get(subject, ())):
-            deliver(data)
+            try:
+                deliver(data)
+            except Exception as error:  # publishing never raises in a room's path
+                self._report(error)
 
     def subscribe(self, subject: str, deliver: Callable[[bytes], None]) -> Callable[[], None]:
         self._subscribers.setdefault(subject, []).append(deliver)

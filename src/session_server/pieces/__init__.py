@@ -6,6 +6,7 @@ A piece `field` is `field.py` (a Room class), `field.html` (its page), or both.
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import traceback
 from dataclasses import dataclass
@@ -78,7 +79,12 @@ class Pieces:
             else:
                 piece.page = path
             piece.error = piece.error or name_error(slug, path)
-        self.table |= found
+        for slug, piece in found.items():  # a page alone leaves the code of a built-in piece as it is
+            known = self.table.get(slug)
+            if known is not None and piece.code is None:
+                known.page, known.error = piece.page, piece.error
+            else:
+                self.table[slug] = piece
         self.assets |= {
             path.relative_to(folder).as_posix(): path
             for path in sorted(folder.rglob("*"))
@@ -116,11 +122,13 @@ def load_class(slug: str, path: Path) -> type[Room]:
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise PieceError(blame(path, error)) from error
-    classes = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Room) and value.__module__ == name
-    ]
+    classes = list(
+        {
+            value: None
+            for value in vars(module).values()
+            if isinstance(value, type) and issubclass(value, Room) and value.__module__ == name
+        }
+    )
     if len(classes) > 1:
         classes = [c for c in classes if c.__name__.lower() == slug.replace("-", "").replace("_", "").lower()]
     if len(classes) != 1:
@@ -133,5 +141,9 @@ def blame(path: Path, error: BaseException) -> str:
     """`file:line: Error: text`, of the last line inside the piece."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: SyntaxError: {error.msg}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename.endswith(path.name) and os.path.samefile(frame.filename, path)
+    ]
     return f"{path}:{lines[-1] if lines else 1}: {type(error).__name__}: {error}"

@@ -1,0 +1,13 @@
+"""One file per question. A new one: write the file, name it here."""
+
+from bench.harness import Question
+from bench.questions import discovery, fanout, generator, idle, latency, small_rooms
+
+QUESTIONS: tuple[Question, ...] = (
+    generator.QUESTION,
+    fanout.QUESTION,
+    *small_rooms.QUESTIONS,
+    latency.QUESTION,
+    idle.QUESTION,
+    discovery.QUESTION,
+)
