@@ -1,4 +1,4 @@
-"""The example pieces and the server's own pages, as a visitor sees them: a real server and two pages of a real Chromium."""
+"""The example pieces and the server's own pages, as a visitor sees them: a real server, a real Chromium."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import chromium, in_chromium
 from playwright.async_api import BrowserContext, Page, expect
+
+from browser import chromium, in_chromium
 from serving import Serving, serving
 
 PIECES = Path(__file__).parent.parent / "pieces"

@@ -32,6 +32,7 @@ WEB: Final = Path(__file__).parent / "web"
 OPEN: Final = {"Access-Control-Allow-Origin": "*"}
 FRESH: Final = {"Cache-Control": "no-store"}
 CHECKED: Final = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}  # kept, but asked about each time
+JSON: Final = OPEN | FRESH | {"Content-Type": "application/json"}
 RETRY_MS: Final = 2000
 HOST: Final = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 CODESPACES: Final = re.compile(r"(?P<name>[a-z0-9-]+)-[0-9]+\.(?P<rest>(?:preview\.)?app\.github\.dev)")
@@ -60,8 +61,7 @@ def text(status: int, line: str, headers: dict[str, str] | None = None) -> web.R
 
 
 def as_json(value: Any, status: int = 200) -> web.Response:
-    body = value if isinstance(value, bytes) else encode(value)
-    return web.Response(body=body, status=status, content_type="application/json", headers=OPEN | FRESH)
+    return web.Response(body=encode(value), status=status, headers=JSON)
 
 
 class Site:
@@ -143,7 +143,7 @@ class Site:
         forwarded = request.headers.get("X-Forwarded-Proto", "").lower()
         if forwarded in {"http", "https"} and trusted(self._peer(request), self._proxies):
             return forwarded
-        return "https" if request.secure else "http"
+        return "https" if self._config.tls_cert else "http"
 
     def _peer(self, request: web.BaseRequest) -> str:
         peer = request.transport.get_extra_info("peername") if request.transport is not None else None

@@ -37,6 +37,7 @@ IDLE_FOR: Final = 75.0  # seconds a connection is kept for a next request
 ANSWER_WITHIN: Final = 60.0  # seconds for an answer to be taken
 GC_THRESHOLDS: Final = (20_000, 50, 100)  # clients are long-lived: looking through all of them for cycles is dear
 HEAD_END: Final = b"\r\n\r\n"
+CONTENT_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)")
 WANTS_WEBSOCKET: Final = re.compile(rb"\r\nupgrade:[^\r\n]*websocket")  # in a head of small letters
 
 
@@ -95,9 +96,7 @@ class Front(asyncio.Protocol):
         if b"\r\ntransfer-encoding" in headers:
             self._refuse(411, "expected a body with Content-Length, saw Transfer-Encoding")
             return
-        lengths = {
-            line.partition(b":")[2].strip() for line in headers.split(b"\r\n") if line.startswith(b"content-length:")
-        }
+        lengths = set(CONTENT_LENGTH.findall(headers)) if b"content-length" in headers else {b"0"}
         length = lengths.pop() if lengths else b"0"
         if lengths or not length.isdigit() or len(length) > 20:
             self._refuse(400, "Content-Length is no single number")

@@ -1,0 +1,747 @@
+"""One remote peer and its data channels: datagrams and `now` in, events and datagrams out. No sockets, no rooms.
+
+ICE (RFC 8445: a lite agent as server, the least of a full one as client), consent (RFC 7675), and the data channels
+themselves (RFC 8831, RFC 8832), above `dtls` and `sctp`. What a peer sends never raises: it is counted, or ends it.
+
+Nobody can aim our datagrams at a stranger. An address counts as the peer's only once it has shown that it hears us: by
+the handshake, or by a nonce. Until then it is sent at most three times the bytes that came from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from struct import Struct
+from typing import Final
+
+from . import sctp, sdp, stun
+from .dtls import Certificate, Dtls
+from .sdp import Answer, Offer
+from .stun import Address, Credentials
+
+GECKOS: Final = "geckos.io"  # the label that the clients of that library wait for
+AMPLIFICATION: Final = 3  # bytes to an unproven address per byte from it
+MAX_PATHS: Final = 8  # addresses of one peer
+MAX_HELD: Final = 8  # datagrams that wait for an unproven address to send more
+MAX_CHANNELS: Final = 16  # that one peer may open
+MAX_LABEL: Final = 1024  # bytes of a channel's label and protocol together
+STREAM: Final = 1  # of the channel that the server opens: odd, as the DTLS server's are (RFC 8832 §6)
+PROBES: Final = 5  # heartbeats to a new address, after which it must ask again
+PROBE_TIMEOUT: Final = 0.5  # seconds until the second, and then twice as long each time
+
+DCEP, TEXT, BINARY, EMPTY_TEXT, EMPTY_BINARY = 50, 51, 53, 56, 57  # payload protocol identifiers (RFC 8831 §8)
+DATA_CHANNEL_ACK, DATA_CHANNEL_OPEN = 2, 3  # RFC 8832 §8.2.1
+OPEN: Final = Struct("!BBHIHH")  # type, channel type, priority, reliability, label length, protocol length (§5.1)
+UNORDERED: Final = 0x80  # of a channel type
+RELIABLE, REXMIT, TIMED = 0, 1, 2
+PRIORITY: Final = 256  # "normal" (RFC 8831 §6.4); browsers ignore it
+
+Datagram = tuple[bytes, Address]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What all peers of one server, or client, have in common."""
+
+    certificate: Certificate
+    label: str | None = GECKOS  # of the channel that a server opens; None = it opens none
+    protocol: str = ""
+    max_message: int = sdp.MAX_MESSAGE_SIZE  # bytes of one message to us, as our SDP announces
+    setup: float = 15.0  # seconds until a channel is open, else the peer is given up
+    consent: float = 30.0  # seconds without a sign of life after which the peer is gone (RFC 7675 §5.1)
+    own_records: bool = True  # False: OpenSSL seals and opens them; for tests
+
+
+@dataclass(slots=True)
+class Opened:
+    """A channel can be used, by both sides."""
+
+    stream: int
+    label: str
+    protocol: str
+
+
+@dataclass(slots=True)
+class Message:
+    data: str | bytes
+    stream: int
+
+
+@dataclass(slots=True)
+class ChannelClosed:
+    """A channel that the peer had opened; the end of ours is the peer's end, and `Closed`."""
+
+    stream: int
+
+
+@dataclass(slots=True)
+class Closed:
+    """The last event, exactly once."""
+
+    reason: str
+
+
+Event = Opened | Message | ChannelClosed | Closed
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a peer sent that we did not use, and what could not be sent."""
+
+    stray: int = 0  # datagrams from an address that is not the peer's, or of no protocol that we speak
+    bad_stun: int = 0  # no STUN message, or not written by the peer
+    bad_message: int = 0  # not UTF-8, unknown identifier, no such channel, broken DCEP
+    shed: int = 0  # messages that we did not send: too long, or too many
+    held_back: int = 0  # datagrams that were not sent, so as not to flood an unproven address
+    moves: int = 0  # changes of address
+
+
+@dataclass(slots=True, eq=False)
+class Path:
+    """An address from which the peer has sent a proven STUN message."""
+
+    address: Address
+    heard: float  # when it last did
+    proven: bool = False  # it hears us
+    credit: int = 0  # bytes that may still be sent there while it is not proven
+    held: list[bytes] = field(default_factory=list)  # what waits for credit
+
+
+@dataclass(slots=True)
+class Channel:
+    """RFC 8832 §5.1."""
+
+    label: str
+    protocol: str = ""
+    ordered: bool = False
+    max_retransmits: int | None = 0  # None = as often as it takes
+    open: bool = False
+
+    def encode(self) -> bytes:
+        """DATA_CHANNEL_OPEN."""
+        label, protocol = self.label.encode(), self.protocol.encode()
+        kind = (0 if self.ordered else UNORDERED) | (RELIABLE if self.max_retransmits is None else REXMIT)
+        head = OPEN.pack(DATA_CHANNEL_OPEN, kind, PRIORITY, self.max_retransmits or 0, len(label), len(protocol))
+        return head + label + protocol
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Channel:
+        """Reads a DATA_CHANNEL_OPEN; raises ValueError."""
+        if len(payload) < OPEN.size:
+            raise ValueError(f"DATA_CHANNEL_OPEN of {len(payload)} bytes, expected at least {OPEN.size}")
+        _, kind, _, reliability, label_size, protocol_size = OPEN.unpack_from(payload)
+        if label_size + protocol_size > MAX_LABEL:
+            raise ValueError(f"label and protocol of {label_size + protocol_size} bytes, expected at most {MAX_LABEL}")
+        end = OPEN.size + label_size
+        if end + protocol_size != len(payload):
+            raise ValueError(f"DATA_CHANNEL_OPEN of {len(payload)} bytes, expected {end + protocol_size}")
+        if kind & ~UNORDERED > TIMED:
+            raise ValueError(f"channel type {kind:02x}, expected 00 to 02 or 80 to 82")
+        # A lifetime in ms is taken as "send it once": what that channel carries is as short-lived.
+        retransmits = {RELIABLE: None, REXMIT: reliability}.get(kind & ~UNORDERED, 0)
+        label, protocol = payload[OPEN.size : end].decode(), payload[end:].decode()
+        return cls(label, protocol, not kind & UNORDERED, retransmits, open=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A message made ready once for many peers."""
+
+    ppid: int
+    payload: bytes
+    tail: bytes | None  # None: it needs more than one packet, and goes the slower way
+
+
+def encode(data: str | bytes) -> tuple[int, bytes]:
+    """Its payload protocol identifier and payload; an empty message travels as one zero byte (RFC 8831 §6.6)."""
+    if isinstance(data, str):
+        return (TEXT, data.encode()) if data else (EMPTY_TEXT, b"\0")
+    return (BINARY, data) if data else (EMPTY_BINARY, b"\0")
+
+
+def decode(ppid: int, payload: bytes) -> str | bytes:
+    """Raises ValueError."""
+    if ppid == TEXT:
+        return payload.decode()
+    if ppid == BINARY:
+        return payload
+    if ppid == EMPTY_TEXT:
+        return ""
+    if ppid == EMPTY_BINARY:
+        return b""
+    raise ValueError(f"payload protocol identifier {ppid}, expected 50, 51, 53, 56 or 57")
+
+
+def pack(data: str | bytes) -> Frame:
+    """For `Peer.push`, to any number of peers: all that is the same for each is done here."""
+    ppid, payload = encode(data)
+    return Frame(ppid, payload, sctp.chunk_tail(STREAM, ppid, payload) if fits(payload) else None)
+
+
+def fits(payload: bytes) -> bool:
+    """Into one packet."""
+    return len(payload) <= sctp.MAX_PACKET - 28  # packet header 12, chunk header 16 (RFC 9260 §3)
+
+
+class Checks:
+    """The controlling side of ICE: which of the offered addresses answers, and whether it still does.
+
+    RFC 8445 §6.1.4.2 (pace), §7.2.2, §8.1.1 (nomination), RFC 7675 §5.1 (consent). A check nominates only once an
+    address has answered; so the server, which takes the first valid one, is moved at most once.
+    """
+
+    PACE: Final = 0.05  # seconds between first checks to different addresses
+    FIRST, LAST = 0.25, 2.0  # seconds until a check is repeated: at first, at most
+    CONSENT: Final = 5.0  # seconds, ± 20 %
+    OUTSTANDING: Final = 64  # transactions that may still be answered
+
+    def __init__(
+        self, offer: Offer, local: Credentials, random: Callable[[int], bytes], now: float, priority: int = 0x6EFFFFFF
+    ) -> None:
+        self._remote, self._local = offer.credentials, local
+        self._random = random
+        self._tie_breaker = random(8)
+        self._priority = priority  # of a peer-reflexive candidate, type preference 110 (§7.1.1)
+        self._waiting: list[tuple[float, int, Address]] = [  # when, how many were sent before, to whom
+            (now + number * self.PACE, 0, (candidate.host, candidate.port))
+            for number, candidate in enumerate(offer.candidates)
+        ]
+        self._asked: dict[bytes, Address] = {}  # transaction → whom
+        self.chosen: Address | None = None
+
+    @property
+    def next_deadline(self) -> float:
+        return min((when for when, _, _ in self._waiting), default=inf)
+
+    def run(self, now: float) -> list[Datagram]:
+        """What is to be asked now."""
+        due = [one for one in self._waiting if one[0] <= now]
+        self._waiting = [one for one in self._waiting if one[0] > now]
+        for _, count, address in due:
+            self._waiting.append((now + min(self.FIRST * 2**count, self.LAST), min(count + 1, 8), address))
+        return [(self._ask(address), address) for _, _, address in due]
+
+    def _ask(self, address: Address) -> bytes:
+        transaction = self._random(12)
+        self._asked[transaction] = address
+        if len(self._asked) > self.OUTSTANDING:
+            del self._asked[next(iter(self._asked))]
+        nominate = self.chosen is not None
+        return stun.check(
+            transaction, self._local.ufrag, self._remote, self._priority, self._tie_breaker, nominate=nominate
+        )
+
+    def answered(self, message: stun.Message, address: Address, now: float) -> bool:
+        """Whether this is a proven answer, from where the question went (§7.2.5.2.1)."""
+        asked = self._asked.get(message.transaction)
+        if asked is None or asked[:2] != address[:2] or message.kind != stun.SUCCESS:
+            return False
+        if not message.is_from(self._remote.password):
+            return False
+        del self._asked[message.transaction]
+        if self.chosen is None:
+            self.chosen = address
+            self._waiting = [(now, 0, address)]  # nominates at once
+        else:
+            wait = self.CONSENT * (0.8 + 0.4 * self._random(1)[0] / 255)
+            self._waiting = [(now + wait, 0, self.chosen)]
+        return True
+
+
+class Peer:
+    """One remote peer, from the moment its answer (or, on the client side, the offer) is known.
+
+    Whoever has the socket calls `receive` for each datagram and `run` at `next_deadline`, and after either, or after
+    `send`, takes `take_events` and sends what `transmit` returns. `state` is "new", "open" or "closed".
+    """
+
+    __slots__ = (
+        "_association",
+        "_channels",
+        "_checks",
+        "_dtls",
+        "_events",
+        "_fast",
+        "_fingerprint",
+        "_heard",
+        "_local",
+        "_main",
+        "_moved",
+        "_options",
+        "_out",
+        "_path",
+        "_paths",
+        "_probe_at",
+        "_probes",
+        "_random",
+        "_setup_until",
+        "_target",
+        "counters",
+        "max_message_size",
+        "state",
+    )
+
+    def __init__(
+        self,
+        options: Options,
+        local: Credentials,
+        remote: Answer,
+        random: Callable[[int], bytes],
+        now: float,
+        checks: Checks | None = None,
+    ) -> None:
+        """Use `serve` or `join`. With `checks` it is the client: ICE-controlling, active in DTLS and SCTP."""
+        self._options = options
+        self._local = local
+        self._random = random
+        self._checks = checks
+        self._fingerprint = remote.fingerprint
+        self._dtls: Dtls | None = None
+        self._association: sctp.Association | None = None
+        self._channels: dict[int, Channel] = {}  # stream → its channel
+        self._main: int | None = None  # stream of the channel that `send` uses
+        self._paths: dict[Address, Path] = {}
+        self._path: Path | None = None  # where we send
+        self._fast = False  # that channel is open, and as `push` needs it
+        self._moved = False  # the path changed in the middle of the handshake, so that proves none
+        self._target: Path | None = None  # where we want to send, once it is proven
+        self._probes = 0  # heartbeats sent to it
+        self._probe_at = inf
+        self._heard = now  # when the peer last proved to be there
+        self._setup_until = now + options.setup
+        self._events: list[Event] = []
+        self._out: list[Datagram] = []  # besides what `_dtls` has for `_path`
+        self.max_message_size = remote.max_message_size  # bytes of one message that the peer takes
+        self.counters = Counters()
+        self.state = "new"
+
+    @classmethod
+    def serve(
+        cls, options: Options, local: Credentials, answer: Answer, random: Callable[[int], bytes], now: float
+    ) -> Peer:
+        """The server's side of a peer that has answered our offer. `local`: what that offer said."""
+        return cls(options, local, answer, random, now)
+
+    @classmethod
+    def join(cls, options: Options, offer: str, random: Callable[[int], bytes], now: float) -> tuple[Peer, str]:
+        """The client's side, and the answer that the server must get; raises SdpError."""
+        remote = sdp.parse_offer(offer)
+        local = Credentials.new(random)
+        session = int.from_bytes(random(8), "big") >> 1
+        answer = sdp.write_answer(session, local, options.certificate.fingerprint, options.max_message)
+        return cls(options, local, remote, random, now, Checks(remote, local, random, now)), answer
+
+    # What comes in
+
+    def receive(self, datagram: bytes, address: Address, now: float) -> None:
+        """Any bytes from anywhere."""
+        first = datagram[0] if datagram else 255
+        if self.state == "closed":
+            return
+        if 20 <= first <= 63:  # RFC 7983 §7
+            path = self._paths.get(address)
+            if path is not None:
+                self._receive_dtls(datagram, path, now)
+                return
+        elif first <= 3:
+            self._receive_stun(datagram, address, now)
+            return
+        self.counters.stray += 1
+
+    def _receive_stun(self, datagram: bytes, address: Address, now: float) -> None:
+        try:
+            message = stun.parse(datagram)
+        except stun.StunError:
+            self.counters.bad_stun += 1
+            return
+        if self._checks is not None:
+            self._receive_answer(self._checks, message, address, now)
+        elif message.kind == stun.REQUEST:
+            self._receive_check(message, address, now)
+
+    def _receive_answer(self, checks: Checks, message: stun.Message, address: Address, now: float) -> None:
+        """Client: an address of the server works, or still does."""
+        if not checks.answered(message, address, now):
+            self.counters.bad_stun += 1
+            return
+        self._heard = now
+        path = self._paths.get(address)
+        if path is None:
+            path = self._paths[address] = Path(address, now, proven=True)
+        if self._path is None:
+            self._path = path
+            self._start(now).start(now)
+        self._out += checks.run(now)  # the nomination
+
+    def _receive_check(self, message: stun.Message, address: Address, now: float) -> None:
+        """Server: a check, or a question for consent (RFC 8445 §7.3, RFC 8489 §9.1.3)."""
+        if stun.USERNAME not in message.attributes or not message.integrity_at:
+            self._refuse(message, address, stun.BAD_REQUEST)
+        elif message.ufrag != self._local.ufrag or not message.is_from(self._local.password):
+            self._refuse(message, address, stun.UNAUTHENTICATED)
+        elif message.unknown:
+            self._refuse(message, address, stun.UNKNOWN_ATTRIBUTE, self._local.password)
+        elif stun.ICE_CONTROLLED in message.attributes:  # so would we be: a lite agent never controls a full one
+            self._refuse(message, address, stun.ROLE_CONFLICT, self._local.password)
+        else:
+            self._heard = now
+            path = self._path_from(address, len(message.data), now)
+            answer = stun.success(message, address, self._local.password)
+            path.credit -= len(answer)
+            self._out.append((answer, address))
+            if stun.USE_CANDIDATE in message.attributes or self._path is None:
+                self._use(path, now)
+
+    def _refuse(self, message: stun.Message, address: Address, code: int, password: str | None = None) -> None:
+        self.counters.bad_stun += 1
+        answer = stun.refusal(message, code, password)
+        if answer is not None:
+            self._out.append((answer, address))
+
+    def _path_from(self, address: Address, size: int, now: float) -> Path:
+        """The path of an address that proved to know our password; of too many the least used is forgotten."""
+        path = self._paths.get(address)
+        if path is None:
+            if len(self._paths) >= MAX_PATHS:
+                others = [path for path in self._paths.values() if path is not self._path and path is not self._target]
+                del self._paths[min(others, key=lambda path: path.heard).address]
+            path = self._paths[address] = Path(address, now)
+        path.heard = now
+        path.credit += AMPLIFICATION * size
+        return path
+
+    # Which address we send to
+
+    def _use(self, path: Path, now: float) -> None:
+        """The peer wants our datagrams there."""
+        current = self._path
+        if path is current:
+            if self._target is not path:  # it has thought better of it
+                self._forget_target()
+        elif current is None or path.proven or not (current.proven or self._is_connected):
+            self._switch(path)
+        elif path is not self._target:
+            self._target = path
+            self._probes = 0
+            self._probe(now)
+
+    def _switch(self, path: Path) -> None:
+        if self._path is not None:
+            self.counters.moves += 1
+        if self._dtls is not None and self._dtls.state == "handshaking":
+            self._moved = True
+        self._path = path
+        if path is self._target:
+            self._forget_target()
+
+    def _forget_target(self) -> None:
+        self._target, self._probe_at = None, inf
+
+    def _probe(self, now: float) -> None:
+        """A heartbeat with a nonce to the new address, and nothing else until it was answered."""
+        path, association = self._target, self._association
+        if path is None or association is None or self._dtls is None or self._probes >= PROBES:
+            self._forget_target()
+            return
+        self._probe_at = now + PROBE_TIMEOUT * 2**self._probes
+        self._probes += 1
+        packet = association.probe(now)
+        if packet is not None:
+            self._spend(path, [self._dtls.seal(packet)])
+
+    def _spend(self, path: Path, datagrams: Sequence[bytes]) -> None:
+        """Sends to an address that may not be the peer's, as far as it may be."""
+        path.held = [*path.held, *datagrams][-MAX_HELD:]
+        while path.held and len(path.held[0]) <= path.credit:
+            datagram = path.held.pop(0)
+            path.credit -= len(datagram)
+            self._out.append((datagram, path.address))
+        self.counters.held_back += bool(path.held)
+
+    # DTLS
+
+    @property
+    def _is_connected(self) -> bool:
+        return self._dtls is not None and self._dtls.state == "connected"
+
+    def _start(self, now: float) -> Dtls:
+        client = self._checks is not None
+        self._dtls = Dtls(self._options.certificate, self._fingerprint, client, self._options.own_records)
+        return self._dtls
+
+    def _receive_dtls(self, datagram: bytes, path: Path, now: float) -> None:
+        dtls, association = self._dtls, self._association
+        if association is None or dtls is None or not path.proven:
+            self._receive_early(datagram, path, now)
+            return
+        packets = dtls.receive(datagram, now)
+        if packets:
+            self._heard = now
+            for packet in packets:
+                association.receive(packet, now)
+            self._collect(now)
+        if dtls.state != "connected":
+            self._end(dtls.reason)
+
+    def _receive_early(self, datagram: bytes, path: Path, now: float) -> None:
+        """In the handshake, or from an address that is not proven."""
+        path.credit += AMPLIFICATION * len(datagram)
+        dtls = self._dtls or self._start(now)
+        if dtls.state in ("new", "handshaking") and path is not self._path:
+            self._switch(path)  # answered where it came from: that is the pair which the peer has chosen
+        packets = dtls.receive(datagram, now)
+        if dtls.state == "connected" and self._association is None:
+            self._connected(path, now)
+        if self._association is not None:
+            for packet in packets:
+                self._heard = now
+                self._association.receive(packet, now)
+            self._collect(now)
+        if dtls.state in ("failed", "closed"):
+            self._end(dtls.reason)
+
+    def _connected(self, path: Path, now: float) -> None:
+        """The handshake is over: whoever got all of its flights at one address hears us there."""
+        client = self._checks is not None
+        if not self._moved:
+            path.proven = True
+        self._association = sctp.Association(client=client, random=self._random, max_message=self._options.max_message)
+        if client:
+            self._association.connect(now)
+
+    # SCTP and the channels
+
+    def _collect(self, now: float) -> None:
+        """What the association has to say."""
+        association = self._association
+        assert association is not None
+        for event in association.take_events():
+            if self.state == "closed":
+                return
+            match event:
+                case sctp.Received():
+                    self._receive_message(event.stream, event.ppid, event.payload, now)
+                case sctp.Established():
+                    self._established(association, now)
+                case sctp.StreamReset():
+                    self._receive_reset(association, event.streams, now)
+                case sctp.Probed():
+                    self._probed()
+                case sctp.Closed():
+                    self.close(now, event.reason)
+
+    def _established(self, association: sctp.Association, now: float) -> None:
+        label = self._options.label
+        if self._path is not None and not self._path.proven:
+            self._target, self._probes = self._path, 0
+            self._probe(now)
+        if self._checks is None and label is not None and STREAM not in self._channels:
+            channel = self._channels[STREAM] = Channel(label, self._options.protocol)
+            self._main = STREAM
+            association.send(STREAM, DCEP, channel.encode(), now, ordered=True, max_retransmits=None)
+
+    def _probed(self) -> None:
+        """The new address hears us."""
+        path = self._target
+        if path is not None:
+            path.proven = True
+            self._forget_target()
+            if path is not self._path:
+                self._switch(path)
+
+    def _receive_message(self, stream: int, ppid: int, payload: bytes, now: float) -> None:
+        if ppid == DCEP:
+            self._receive_dcep(stream, payload, now)
+            return
+        channel = self._channels.get(stream)
+        if channel is None:
+            self.counters.bad_message += 1
+            return
+        if not channel.open:  # it came before, or with, the acknowledgement, which says no more than it does
+            self._opened(stream, channel)
+        try:
+            self._events.append(Message(decode(ppid, payload), stream))
+        except ValueError:
+            self.counters.bad_message += 1
+
+    def _receive_dcep(self, stream: int, payload: bytes, now: float) -> None:
+        channel = self._channels.get(stream)
+        if payload[:1] == b"\2":
+            if channel is not None and not channel.open:
+                self._opened(stream, channel)
+            return
+        mine = (self._checks is None) == bool(stream % 2)  # opened by the DTLS server: odd (RFC 8832 §6)
+        if payload[:1] != b"\3" or channel is not None or mine or len(self._channels) >= MAX_CHANNELS:
+            self.counters.bad_message += 1
+            return
+        try:
+            channel = Channel.decode(payload)
+        except ValueError:
+            self.counters.bad_message += 1
+            return
+        assert self._association is not None
+        self._channels[stream] = channel
+        self._association.send(stream, DCEP, b"\2", now, ordered=True, max_retransmits=None)
+        if self._main is None:
+            self._main = stream
+        self._opened(stream, channel)
+
+    def _opened(self, stream: int, channel: Channel) -> None:
+        channel.open = True
+        if self.state == "new":
+            self.state = "open"
+        if stream == self._main == STREAM:
+            self._fast = not channel.ordered and channel.max_retransmits == 0
+        self._events.append(Opened(stream, channel.label, channel.protocol))
+
+    def _receive_reset(self, association: sctp.Association, streams: Sequence[int], now: float) -> None:
+        """A channel is closed by resetting its streams, both ways (RFC 8831 §6.7)."""
+        for stream in streams or tuple(self._channels):
+            if self._channels.pop(stream, None) is None:
+                continue
+            association.reset_stream(stream, now)
+            if stream == self._main:
+                self.close(now, "channel closed by the peer")
+                return
+            self._events.append(ChannelClosed(stream))
+
+    # What goes out
+
+    def send(self, data: str | bytes, now: float, stream: int | None = None) -> bool:
+        """One message, on the main channel or another open one; False if it cannot be sent, and then it is lost."""
+        ppid, payload = encode(data)
+        return self._send(ppid, payload, now, self._main if stream is None else stream)
+
+    def _send(self, ppid: int, payload: bytes, now: float, stream: int | None) -> bool:
+        channel = None if stream is None else self._channels.get(stream)
+        association = self._association
+        if channel is None or not channel.open or association is None or stream is None:
+            return False
+        sent = len(payload) <= self.max_message_size and association.send(
+            stream, ppid, payload, now, ordered=channel.ordered, max_retransmits=channel.max_retransmits
+        )
+        if not sent:
+            self.counters.shed += 1
+        return sent
+
+    def push(self, frame: Frame, now: float) -> bool:
+        """The same for a frame of `pack`, on the channel that the server opened."""
+        association = self._association
+        if association is None:
+            return False
+        if frame.tail is None or not self._fast:
+            return self._send(frame.ppid, frame.payload, now, self._main)
+        if association.push(frame.tail, now):
+            return True
+        self.counters.shed += 1
+        return False
+
+    def transmit(self, now: float) -> list[Datagram]:
+        """What is to be sent now; all messages since the last call in as few datagrams as hold them."""
+        dtls, path = self._dtls, self._path
+        if dtls is not None and path is not None:
+            datagrams = dtls.take_datagrams()
+            if self._association is not None and dtls.state == "connected":
+                datagrams += [dtls.seal(packet) for packet in self._association.transmit(now)]
+            if not path.proven:
+                self._spend(path, datagrams)
+            elif path.held:  # proven since
+                self._out += [(datagram, path.address) for datagram in path.held + datagrams]
+                path.held = []
+            elif not self._out:
+                address = path.address
+                return [(datagram, address) for datagram in datagrams]
+            else:
+                self._out += [(datagram, path.address) for datagram in datagrams]
+        out, self._out = self._out, []
+        return out
+
+    def take_events(self) -> list[Event]:
+        events = self._events
+        self._events = []
+        return events
+
+    # Time
+
+    @property
+    def next_deadline(self) -> float:
+        """When `run` has something to do."""
+        if self.state == "closed":
+            return inf
+        deadline = min(self._heard + self._options.consent, self._probe_at)
+        if self.state == "new":
+            deadline = min(deadline, self._setup_until)
+        if self._checks is not None:
+            deadline = min(deadline, self._checks.next_deadline)
+        if self._dtls is not None and self._dtls.next_deadline is not None and not self._is_held:
+            deadline = min(deadline, self._dtls.next_deadline)
+        if self._association is not None and self._association.next_deadline is not None:
+            deadline = min(deadline, self._association.next_deadline)
+        return deadline
+
+    @property
+    def _is_held(self) -> bool:
+        """A flight waits for bytes from its address: it is not repeated before it was sent."""
+        return self._path is not None and bool(self._path.held)
+
+    def run(self, now: float) -> None:
+        """All that is due."""
+        if self.state == "closed":
+            return
+        if self.state == "new" and now >= self._setup_until:
+            self.close(now, f"no channel was open after {self._options.setup:g} s")
+        elif now >= self._heard + self._options.consent:
+            self.close(now, f"not heard of for {self._options.consent:g} s")
+        else:
+            self._run(now)
+
+    def _run(self, now: float) -> None:
+        if self._checks is not None:
+            self._out += self._checks.run(now)
+        if now >= self._probe_at:
+            self._probe(now)
+        dtls = self._dtls
+        if dtls is not None and not self._is_held:
+            dtls.run(now)
+            if dtls.state == "failed":
+                self._end(dtls.reason)
+        if self._association is not None:
+            self._association.run(now)
+            self._collect(now)
+
+    # The end
+
+    def close(self, now: float, reason: str = "closed by us") -> None:
+        """Tells the peer: ABORT of SCTP, close_notify of DTLS; `transmit` once more sends them."""
+        if self.state == "closed":
+            return
+        dtls, association = self._dtls, self._association
+        if dtls is not None and dtls.state == "connected" and association is not None:
+            association.abort(reason)
+            for packet in association.transmit(now):
+                dtls.send(packet)
+        if dtls is not None:
+            dtls.close()
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        if self.state != "closed":
+            self.state = "closed"
+            self._association = None
+            self._events.append(Closed(reason))
+
+    @property
+    def addresses(self) -> Sequence[Address]:
+        """All from which the peer may send; they change when it sends a STUN message."""
+        return tuple(self._paths)
+
+    @property
+    def address(self) -> Address | None:
+        """Where we send."""
+        return self._path.address if self._path is not None else None
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that wait to be sent or acknowledged."""
+        return self._association.buffered if self._association is not None else 0
