@@ -110,11 +110,11 @@ class Message(Struct, gc=False, forbid_unknown_fields=True):
     n: int | UnsetType = UNSET
 
 
-class _Classic(Message, gc=False, rename={"reliable": "\0reliable", "n": "\0n"}):
+class ClassicMessage(Message, gc=False, rename={"reliable": "\0reliable", "n": "\0n"}):
     """A classic envelope has three keys; a classic client's own `reliable` or `n` is a key like any other."""
 
 
-class Extended(_Classic, gc=False):
+class Extended(ClassicMessage, gc=False):
     """A classic message with keys of its own beside the envelope: classic relays them (wire.md §4.1)."""
 
     extra: dict[str, Raw] = {}
@@ -212,7 +212,7 @@ class Classic(Dialect):
         return Extended(known.type, known.content, known.id, extra=extra)
 
     def encode(self, message: AnyMessage) -> bytes | None:
-        if message.__class__ is _Classic:  # another classic client's, and most are
+        if message.__class__ is ClassicMessage:  # another classic client's, and most are
             return encode_json(message)
         if isinstance(message, Binary):
             return None
@@ -220,7 +220,7 @@ class Classic(Dialect):
             keys = {"type": message.type, "content": message.content, **message.extra, "id": message.id}
             return encode_json({key: value for key, value in keys.items() if value is not UNSET})
         if message.reliable is False:  # a word of session.v1
-            return encode_json(_Classic(message.type, message.content, message.id))
+            return encode_json(ClassicMessage(message.type, message.content, message.id))
         return encode_json(message)
 
 
@@ -237,11 +237,11 @@ class V1(Dialect):
         if isinstance(message, Binary):
             return pack_binary(message)
         if isinstance(message, Extended):
-            return encode_json(_Classic(message.type, message.content, message.id))
+            return encode_json(ClassicMessage(message.type, message.content, message.id))
         return encode_json(message)
 
 
-CLASSIC: Final = Classic(_Classic)
+CLASSIC: Final = Classic(ClassicMessage)
 V1_DIALECT: Final = V1(_Open)
 
 

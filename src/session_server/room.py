@@ -698,7 +698,8 @@ class RoomCore:
 
     def _relay(self, client: Client, item: AnyMessage) -> None:
         item.id = client.id
-        to_all = self._speaks_classic(client) and classic_reaches_sender(item.type)
+        link = client._link
+        to_all = link is not None and link.dialect is CLASSIC and classic_reaches_sender(item.type)
         self.broadcast(item, None if to_all else client)
 
     def _speaks_classic(self, client: Client) -> bool:

@@ -24,6 +24,7 @@ from ..protocol import (
     V1_DIALECT,
     AnyMessage,
     Binary,
+    ClassicMessage,
     Close,
     Dialect,
     Hello,
@@ -31,6 +32,7 @@ from ..protocol import (
     ProtocolError,
     SessionError,
     decode_hello,
+    encode_json,
     origin_allowed,
     slug_from_target,
     unpack_binary,
@@ -38,6 +40,7 @@ from ..protocol import (
 from ..rfc6455 import (
     BINARY,
     CLOSE,
+    HEADERS,
     PING,
     PONG,
     TEXT,
@@ -65,11 +68,15 @@ NON_MESSAGES: Final = 10  # of them and the peer is closed with 1003
 
 FAST: Final = frozenset({TEXT, BINARY, PING, PONG})
 PING_FRAME: Final = b"\x89\x00"
+SHORT: Final = HEADERS[TEXT]  # header of a text frame by its length, below 126
 
 
 def pack_classic(message: AnyMessage) -> bytes | None:
-    payload = CLASSIC.encode(message)
-    return None if payload is None else frame(TEXT, payload)
+    # Most are another classic client's, and short: their way is written out, since every message passes here.
+    payload = encode_json(message) if message.__class__ is ClassicMessage else CLASSIC.encode(message)
+    if payload is None:
+        return None
+    return SHORT[len(payload)] + payload if len(payload) < 126 else frame(TEXT, payload)
 
 
 def pack_v1(message: AnyMessage) -> bytes:
@@ -226,9 +233,9 @@ class Connection(asyncio.Protocol):
     """One WebSocket: a `room.Link` once its client has joined."""
 
     __slots__ = (
-        "_alive", "_answer", "_buffer", "_closed", "_excess", "_limit", "_most_unsent", "_need", "_non_messages",
-        "_partial", "_ping_at", "_rare", "_server", "_slug", "_transport", "_waits", "address", "client", "core",
-        "dialect", "kind", "local", "pack", "rtt", "write",
+        "_alive", "_answer", "_buffer", "_closed", "_decode", "_excess", "_limit", "_most_unsent", "_need",
+        "_non_messages", "_partial", "_ping_at", "_rare", "_server", "_slug", "_transport", "_waits", "address",
+        "client", "core", "dialect", "kind", "local", "pack", "rtt", "write",
     )  # fmt: skip
 
     def __init__(
@@ -241,6 +248,7 @@ class Connection(asyncio.Protocol):
         self.local = str(name[0]) if isinstance(name, tuple) else ""
         self.rtt: float | None = None  # seconds
         self.pack = PACK[dialect]
+        self._decode = dialect.decode
         self.write: Write = self._write_first
         self._answer = answer  # our 101
         self.client: Client | None = None
@@ -399,13 +407,14 @@ class Connection(asyncio.Protocol):
             elif core is None or client is None:
                 self._take_hello(first, payload)
             elif self.pack is not pack_raw:
-                core.receive(client, self._decode(first, payload), len(payload), self._server.clock())
+                item = self._decode(payload.decode()) if first == TEXT else self._decode_binary(payload)
+                core.receive(client, item, len(payload), self._server.clock())
             else:
                 data = payload.decode() if first == TEXT else payload
                 core.receive_raw(client, data, len(payload), self._server.clock())
         except ProtocolError as error:
             self._not_a_message(error)
-        except UnicodeDecodeError:
+        except UnicodeDecodeError:  # unchecked, it would make all others close
             self._refuse(Close.BAD_TEXT, "text is not UTF-8")
 
     def _take_control(self, first: int, payload: bytes) -> None:
@@ -418,20 +427,18 @@ class Connection(asyncio.Protocol):
         if first == PING and affordable:
             self.write(frame(PONG, payload))
 
-    def _decode(self, first: int, payload: bytes) -> AnyMessage:
-        """Raises ProtocolError, or UnicodeDecodeError: without this check one client could make all others close."""
-        if first == TEXT:
-            return self.dialect.decode(payload.decode())
+    def _decode_binary(self, payload: bytes) -> AnyMessage:
+        """Raises ProtocolError."""
         if self.dialect is V1_DIALECT:
             return unpack_binary(payload)
         try:
-            return self.dialect.decode(payload.decode())  # classic reads binary as text (wire.md §4.1)
+            return self._decode(payload.decode())  # classic reads binary as text (wire.md §4.1)
         except UnicodeDecodeError as error:
             raise ProtocolError(Close.NOT_MESSAGES, f"not a message: {error}") from None
 
     def _take_hello(self, first: int, payload: bytes) -> None:
         try:
-            hello = decode_hello(self._decode(first, payload))
+            hello = decode_hello(self._decode(payload.decode()) if first == TEXT else self._decode_binary(payload))
         except ProtocolError as error:
             self._refuse(Close.POLICY, str(error))
             return
