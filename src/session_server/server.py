@@ -12,6 +12,7 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
@@ -28,6 +29,7 @@ from .protocol import Close, Tickets
 from .rfc6455 import refusal
 from .rooms import Rooms
 from .tokens import Verifier
+from .transports.datachannel import DataChannels
 from .transports.websocket import WebSockets
 
 MAX_HEAD: Final = 16 * 1024  # bytes of a request head, and of what is read ahead of its turn
@@ -197,10 +199,13 @@ class Server:
             wake=self._wake,
             spawn=self._spawn,
             verify=self.verifier.verify,
+            offer=lambda client: self.channels.offer(client),
+            answer=lambda client, sdp: self.channels.answer(client, sdp),
             claim=lambda slug: engine.claim(slug).epoch,
             release=engine.release,
         )
         self.websockets = WebSockets(config, self.rooms, self.clock, log, draining=lambda: self.draining)
+        self.channels = DataChannels(config, self.rooms, self.clock, self._wake, log)
         self.draining = False
         self.fronts: set[Front] = set()
         self.heads: Rota[Front] = Rota(HEAD_WITHIN)
@@ -226,8 +231,10 @@ class Server:
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
-    async def start(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listens, on `sockets` if they are handed in. Raises ConfigError."""
+    async def start(
+        self, sockets: list[socket.socket] | None = None, datagrams: list[socket.socket] | None = None
+    ) -> None:
+        """Listens, on TCP `sockets` and UDP `datagrams` if they are handed in. Raises ConfigError."""
         self._loop = asyncio.get_running_loop()
         http = web.Server(self._site.answer, access_log_class=Answered, keepalive_timeout=IDLE_FOR * 10)
         self.new_http: Callable[[], asyncio.Protocol] = http
@@ -238,6 +245,7 @@ class Server:
                 await self._loop.create_server(lambda: Front(self), sock=listener, ssl=tls, backlog=4096)
             )
             self.ports.append(listener.getsockname()[1])
+        self.channels.listen(bind_udp(self.config, self.ports[0]) if datagrams is None else datagrams)
         self._task(self._sweep())
         gc.collect()
         gc.freeze()  # what is here now stays: the collector need not look at it again
@@ -278,6 +286,7 @@ class Server:
         """Ends everything now."""
         for listener in self._listeners:
             listener.close()
+        self.channels.close()
         for connection in tuple(self.websockets.connections):
             connection.abort()
         for front in tuple(self.fronts):
@@ -323,7 +332,9 @@ class Server:
         """One turn of the rooms: what is due, then one write per client."""
         self._due_now, self._running = False, True
         try:
-            due = self.rooms.run(self.clock())
+            now = self.clock()
+            due = self.rooms.run(now)
+            self.channels.flush(now)
         except Exception:
             self.rooms.totals.faults += 1
             self.log.exception("fault in the server")
@@ -398,8 +409,8 @@ def folder_of(config: Config) -> Path:
     return folder
 
 
-def bind(config: Config) -> list[socket.socket]:
-    """Listening sockets: both loopback addresses, both families, or the one address asked for. Raises ConfigError."""
+def bind(config: Config, type: int = socket.SOCK_STREAM) -> list[socket.socket]:
+    """Bound sockets: both loopback addresses, both families, or the one address asked for. Raises ConfigError."""
     if config.host is None:
         hosts = ["127.0.0.1", "::1"] if config.development else ["0.0.0.0", "::"]
     else:
@@ -408,7 +419,7 @@ def bind(config: Config) -> list[socket.socket]:
     port = config.port
     for host in hosts:
         try:
-            sockets.append(listen(host, port))
+            sockets.append(listen(host, port, type))
         except OSError as error:
             if sockets and error.errno in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
                 continue  # a machine without IPv6
@@ -419,11 +430,17 @@ def bind(config: Config) -> list[socket.socket]:
     return sockets
 
 
-def listen(host: str, port: int) -> socket.socket:
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+def bind_udp(config: Config, port: int) -> list[socket.socket]:
+    """UDP sockets on the addresses and the port number of TCP. Raises ConfigError."""
+    return bind(replace(config, port=config.udp_port or port), socket.SOCK_DGRAM)
+
+
+def listen(host: str, port: int, type: int) -> socket.socket:
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=type, flags=socket.AI_PASSIVE)[0]
     listener = socket.socket(family, kind)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if type == socket.SOCK_STREAM:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(address)

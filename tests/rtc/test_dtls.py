@@ -114,6 +114,19 @@ def test_any_lost_flight_is_repeated_in_time(number: int) -> None:
     wire.talk()
 
 
+def test_a_repeated_flight_is_answered_again_at_once() -> None:
+    """Browsers repeat theirs after 50 ms; our own timer would be five times slower."""
+    wire = Wire(lost=lambda count, _: count == 1)  # the server's first flight
+    wire.client.start(0.0)
+    wire.run(0.05)
+    (hello,) = [datagram for side, datagram in wire.sent if side is wire.client]
+    wire.server.receive(hello, 0.05)
+    wire.server.receive(hello, 0.06)  # not for every copy
+    wire.run(0.20)
+    assert wire.states == ("connected", "connected")
+    assert len([1 for side, _ in wire.sent if side is wire.server]) == 3
+
+
 def test_the_last_flight_is_repeated_for_a_client_that_did_not_get_it() -> None:
     dropped = []
 

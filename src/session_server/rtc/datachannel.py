@@ -25,6 +25,7 @@ AMPLIFICATION: Final = 3  # bytes to an unproven address per byte from it
 MAX_PATHS: Final = 8  # addresses of one peer
 MAX_HELD: Final = 8  # datagrams that wait for an unproven address to send more
 MAX_CHANNELS: Final = 16  # that one peer may open
+MAX_SENT: Final = 256 * 1024  # bytes of one message that we send, even if the peer takes more
 MAX_LABEL: Final = 1024  # bytes of a channel's label and protocol together
 STREAM: Final = 1  # of the channel that the server opens: odd, as the DTLS server's are (RFC 8832 §6)
 PROBES: Final = 5  # heartbeats to a new address, after which it must ask again
@@ -91,7 +92,7 @@ class Counters:
 
     stray: int = 0  # datagrams from an address that is not the peer's, or of no protocol that we speak
     bad_stun: int = 0  # no STUN message, or not written by the peer
-    bad_message: int = 0  # not UTF-8, unknown identifier, no such channel, broken DCEP
+    bad_message: int = 0  # too long, not UTF-8, unknown identifier, no such channel, broken DCEP
     shed: int = 0  # messages that we did not send: too long, or too many
     held_back: int = 0  # datagrams that were not sent, so as not to flood an unproven address
     moves: int = 0  # changes of address
@@ -150,7 +151,7 @@ class Frame:
 
     ppid: int
     payload: bytes
-    tail: bytes | None  # None: it needs more than one packet, and goes the slower way
+    tail: sctp.Tail | None  # None: it needs more than one packet, and goes the slower way
 
 
 def encode(data: str | bytes) -> tuple[int, bytes]:
@@ -176,12 +177,8 @@ def decode(ppid: int, payload: bytes) -> str | bytes:
 def pack(data: str | bytes) -> Frame:
     """For `Peer.push`, to any number of peers: all that is the same for each is done here."""
     ppid, payload = encode(data)
-    return Frame(ppid, payload, sctp.chunk_tail(STREAM, ppid, payload) if fits(payload) else None)
-
-
-def fits(payload: bytes) -> bool:
-    """Into one packet."""
-    return len(payload) <= sctp.MAX_PACKET - 28  # packet header 12, chunk header 16 (RFC 9260 §3)
+    fits = len(payload) <= sctp.MAX_CHUNK
+    return Frame(ppid, payload, sctp.chunk_tail(STREAM, ppid, payload) if fits else None)
 
 
 class Checks:
@@ -452,7 +449,8 @@ class Peer:
 
     def _spend(self, path: Path, datagrams: Sequence[bytes]) -> None:
         """Sends to an address that may not be the peer's, as far as it may be."""
-        path.held = [*path.held, *datagrams][-MAX_HELD:]
+        if datagrams:  # in the handshake they are the last flight again, or the next one: the older is of no use
+            path.held = [*(path.held if self._is_connected else ()), *datagrams][-MAX_HELD:]
         while path.held and len(path.held[0]) <= path.credit:
             datagram = path.held.pop(0)
             path.credit -= len(datagram)
@@ -506,7 +504,8 @@ class Peer:
         client = self._checks is not None
         if not self._moved:
             path.proven = True
-        self._association = sctp.Association(client=client, random=self._random, max_message=self._options.max_message)
+        most = max(self._options.max_message, min(self.max_message_size, MAX_SENT))
+        self._association = sctp.Association(client=client, random=self._random, max_message=most)
         if client:
             self._association.connect(now)
 
@@ -555,7 +554,7 @@ class Peer:
             self._receive_dcep(stream, payload, now)
             return
         channel = self._channels.get(stream)
-        if channel is None:
+        if channel is None or len(payload) > self._options.max_message:
             self.counters.bad_message += 1
             return
         if not channel.open:  # it came before, or with, the acknowledgement, which says no more than it does
@@ -674,16 +673,11 @@ class Peer:
             deadline = min(deadline, self._setup_until)
         if self._checks is not None:
             deadline = min(deadline, self._checks.next_deadline)
-        if self._dtls is not None and self._dtls.next_deadline is not None and not self._is_held:
+        if self._dtls is not None and self._dtls.next_deadline is not None:
             deadline = min(deadline, self._dtls.next_deadline)
         if self._association is not None and self._association.next_deadline is not None:
             deadline = min(deadline, self._association.next_deadline)
         return deadline
-
-    @property
-    def _is_held(self) -> bool:
-        """A flight waits for bytes from its address: it is not repeated before it was sent."""
-        return self._path is not None and bool(self._path.held)
 
     def run(self, now: float) -> None:
         """All that is due."""
@@ -702,7 +696,7 @@ class Peer:
         if now >= self._probe_at:
             self._probe(now)
         dtls = self._dtls
-        if dtls is not None and not self._is_held:
+        if dtls is not None:
             dtls.run(now)
             if dtls.state == "failed":
                 self._end(dtls.reason)

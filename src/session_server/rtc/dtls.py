@@ -43,6 +43,7 @@ WARNING, FATAL = 1, 2
 # browsers wait 50 ms (BoringSSL, as WebRTC sets it), and a player would notice a second.
 FIRST_TIMEOUT: Final = 0.25
 LAST_TIMEOUT: Final = 4.0
+SHORTEST_TIMEOUT: Final = 0.04  # the same if the peer repeats the flight before it
 TRIES: Final = 7  # repetitions, about 16 s
 EARLY: Final = 16  # protected records that may come before the handshake is over; more are dropped
 
@@ -192,14 +193,17 @@ class Dtls:
 
     __slots__ = (
         "_certificate",
+        "_answered",
         "_client",
         "_connection",
         "_datagrams",
         "_early",
         "_fingerprint",
         "_flight",
+        "_heard",
         "_own",
         "_records",
+        "_sent_at",
         "_sequence",
         "_tries",
         "_verified",
@@ -221,6 +225,9 @@ class Dtls:
         self._early: list[bytes] = []
         self._flight: list[Item] = []  # what we sent last of the handshake, for repetition
         self._sequence = 0  # of our next record in epoch 0
+        self._heard = -1  # number of the newest handshake message of the peer
+        self._answered = -1  # the same when we sent our last flight
+        self._sent_at = 0.0
         self._tries = 0
         self._verified = False
         self.state = "new"
@@ -280,8 +287,24 @@ class Dtls:
                 if len(self._early) < EARLY:
                     self._early.append(record)
             elif self._connection or record[0] == HANDSHAKE:
-                (self._connection or self._open()).bio_write(record)
+                connection = self._connection or self._open()
+                self._note(record, now)
+                connection.bio_write(record)
                 self._advance(now, found)
+
+    def _note(self, record: bytes, now: float) -> None:
+        """If the peer repeats what we have answered, it did not get the answer, and gets it again (RFC 6347 §4.2.4).
+
+        OpenSSL would wait for its timer. A handshake message has its number, of 2 bytes, at 4 (§4.2.2).
+        """
+        if record[0] != HANDSHAKE or record[4] or len(record) < HEADER + 6:
+            return
+        number = int.from_bytes(record[HEADER + 4 : HEADER + 6], "big")
+        if number > self._answered:
+            self._heard = max(self._heard, number)
+        elif now >= self._sent_at + SHORTEST_TIMEOUT:
+            self._sent_at = now
+            self._emit(self._flight)
 
     def _receive_protected(self, record: bytes, now: float, found: list[bytes]) -> None:
         if self._records is None:
@@ -369,6 +392,8 @@ class Dtls:
         self._emit(items)
         if flight:
             self._flight = flight
+            self._answered = self._heard
+            self._sent_at = now
             self._tries = 0
             self.next_deadline = now + FIRST_TIMEOUT
 
@@ -451,6 +476,7 @@ class Dtls:
             self._end("failed", f"handshake: no answer to {self._tries} sendings")
             return
         self.next_deadline = now + min(FIRST_TIMEOUT * 2**self._tries, LAST_TIMEOUT)
+        self._sent_at = now
         self._emit(self._flight)
 
     def close(self, reason: str = "closed by us") -> None:
