@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from time import monotonic
@@ -73,7 +74,8 @@ class Link:
         elif message["type"] == "session:ping":
             self.pings += 1
             if self.answers_pings:
-                await self.pong(message["content"]["t"])
+                with suppress(ConnectionClosed):  # what came before the close is still to be read
+                    await self.pong(message["content"]["t"])
             return
         elif message["type"] == "session:ask" or not message["type"].startswith("session:"):
             self.taken += message.get("reliable") is not False

@@ -900,6 +900,11 @@ async def test_a_backlog_goes_in_slices_below_the_servers_rate(monkeypatch: pyte
     assert pauses == [60, 120]
 
 
+async def say_more(room: Room, count: int) -> None:
+    for n in range(count):
+        await room.send("more", n)
+
+
 @in_loop
 async def test_a_busy_sender_waits_for_the_server_and_asks_it_early(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Peer() as peer, joining(peer) as room:
@@ -915,6 +920,13 @@ async def test_a_busy_sender_waits_for_the_server_and_asks_it_early(monkeypatch:
         await link.say("session:pong", {"t": 0, "time": 0, "received": 200})
         await waiting
         assert room._ledger.uncovered == 57
+
+        monkeypatch.setattr(client, "PING_AGAIN", 0.01)
+        pings = link.pings
+        waiting = asyncio.create_task(say_more(room, 256 - 57 + 1))
+        await link.until(lambda: link.pings >= pings + 2)
+        await link.say("session:pong", {"t": 0, "time": 0, "received": 257})
+        await waiting
 
         monkeypatch.setattr(client, "COVER_TIMEOUT", 0.01)
         with pytest.raises(SendQueueFull, match="wait for the server"):

@@ -10,7 +10,7 @@ from session_server.engine.memory import MemoryEngine
 
 @pytest.fixture
 def engine() -> MemoryEngine:
-    return MemoryEngine("n1", report=[].append)
+    return MemoryEngine("n1", 0, report=[].append)
 
 
 def test_this_node_owns_every_room(engine: MemoryEngine) -> None:

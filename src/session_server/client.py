@@ -66,6 +66,7 @@ MAX_FRAME = 16 * 1024 * 1024  # bytes; a welcome names up to 200 people with 4 K
 
 HEARTBEAT = 5.0  # seconds between two pings
 MISSED = 2  # heartbeats without a byte in return, after which a link is dead
+PING_AGAIN = 1.0  # seconds; a ping is not answered while one is over the server's rate
 COVER_TIMEOUT = 10.0  # seconds that a send waits for the server to say what it has
 CLOSE_TIMEOUT = 2.0  # seconds for the server to close after `session:leave`, and for handlers of `session:close`
 RETRY_FIRST = 0.25  # seconds, the upper end of the first delay
@@ -946,8 +947,10 @@ class Room:
             while not self._said_goodbye:
                 backlog = min(backlog, self._ledger.unsent)
                 waiting = backlog > 0 and (messages >= SLICE_MESSAGES or size >= SLICE_BYTES)
-                kept = None if waiting else self._ledger.next()
-                frame = self._next_other(idle=not waiting) if kept is None else kept.frame
+                frame, kept = self._next_ping(), None
+                if frame is None:
+                    kept = None if waiting else self._ledger.next()
+                    frame = self._next_other(idle=not waiting) if kept is None else kept.frame
                 if frame is not None:
                     await link.send(frame)
                     self._changed.notify()
@@ -960,12 +963,15 @@ class Room:
                     backlog, messages, size = backlog - 1, messages + 1, size + kept.size
                     self._ping_due = self._ping_due or self._ledger.half_full
 
+    def _next_ping(self) -> Frame | None:
+        if not self._ping_due or self._pinged is not None:
+            return None
+        self._ping_due = False
+        self._pinged = self._now()
+        return text_frame("session:ping", {"t": self._pinged})
+
     def _next_other(self, idle: bool) -> Frame | None:
-        """What is not counted: pings, unreliable messages and, after all else, the goodbye."""
-        if self._ping_due and self._pinged is None:
-            self._ping_due = False
-            self._pinged = self._now()
-            return text_frame("session:ping", {"t": self._pinged})
+        """What is not counted: unreliable messages and, after all else, the goodbye."""
         if self._unreliable:
             return self._unreliable.popleft()
         if self._leaving and idle:
@@ -1097,8 +1103,12 @@ class Room:
                                 f"{self._ledger} wait for the connection, no room for {size} bytes more"
                             )
                         self._ping_due = True
+                        if self._pinged is not None and self._now() - self._pinged >= PING_AGAIN:
+                            self._pinged = None
                         self._outgoing.notify()
-                        await self._changed.wait()
+                        with suppress(TimeoutError):
+                            async with asyncio.timeout(PING_AGAIN):
+                                await self._changed.wait()
             except TimeoutError:
                 raise SendQueueFull(f"{self._ledger} wait for the server, no room for {size} bytes more") from None
             self._check_open()

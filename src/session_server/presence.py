@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 PEOPLE_LISTED = 200  # people; with more there is only a count: a diff per change would cost people × changes
 
@@ -46,7 +46,7 @@ class PresenceDiff(Struct, omit_defaults=True):
     leaves: list[int] = []
     updates: list[Person] = []
     count: int | None = None
-    host: int | None = None
+    host: int | None | UnsetType = UNSET  # only where it changed
 
 
 class Presence:

@@ -772,7 +772,11 @@ class RoomCore:
         if item.type == "session:ask" and isinstance(item, Message):
             with suppress(ProtocolError):
                 self._answer(client, None, decode_control(item, Ask).ask, None, problem)
-        elif client._meter.tells(now):
+        elif not client._meter.tells(now):
+            return
+        elif item.type == "session:ping" and isinstance(item, Message):
+            self._receive_control(client, item)  # it says what was received, and that is what a sender waits for
+        else:
             self._answer(client, item.type, None, None, problem)
 
     def _refuse(self, client: Client, now: float) -> None:

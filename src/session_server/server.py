@@ -188,7 +188,9 @@ class Server:
         self.log = log
         self.clock: Callable[[], float] = time.monotonic
         self.pieces = pieces if pieces is not None else Pieces(folder_of(config))
-        engine = MemoryEngine(config.node, lambda error: log.error("fault in a subscriber", exc_info=error))
+        engine = MemoryEngine(
+            config.node, int(time.time()), lambda error: log.error("fault in a subscriber", exc_info=error)
+        )
         self.verifier = Verifier(config, log)
         self.rooms = Rooms(
             config,

@@ -8,12 +8,13 @@ from . import Claim
 
 
 class MemoryEngine:
-    def __init__(self, node: str, report: Callable[[Exception], None]) -> None:
-        """`report` is told what a subscriber raised."""
+    def __init__(self, node: str, epoch: int, report: Callable[[Exception], None]) -> None:
+        """All epochs are above `epoch`: seconds since 1970 as the process began, so that no later process repeats one.
+        `report` is told what a subscriber raised."""
         self.node = node
         self._report = report
         self._epochs: dict[str, int] = {}
-        self._epoch = 0  # of the last claim: a room that is opened again begins anew, and a client must see that
+        self._epoch = epoch  # of the last claim: a room that is opened again begins anew, and a client must see that
         self._subscribers: dict[str, list[Callable[[bytes], None]]] = {}
 
     def claim(self, slug: str) -> Claim:
