@@ -72,7 +72,7 @@ def test_a_handle_is_a_string_or_nothing(handle: Any) -> None:
     ids=str,
 )  # fmt: skip
 def test_a_token_without_user_or_out_of_time_is_refused(payload: dict[str, Any]) -> None:
-    if "sub" not in payload:  # seconds from now, and not from when this file was read
+    if "handle" not in payload:  # seconds from now, and not from when this file was read
         payload = claims(**{name: time.time() + seconds for name, seconds in payload.items()})
     with pytest.raises(Refused, match="^token refused: "):
         verifier(auth_secret=SECRET).verify(sign(payload))

@@ -2,7 +2,8 @@
 //
 //     node peer.mjs PATH-OF-NODE-DATACHANNEL < offer.sdp
 //
-// It answers the offer, sends one message of each kind and says on stdout, one JSON object a line, what happens to it.
+// It answers the offer, sends seven messages, closes when seven have come, and says on stdout what happens to it, one
+// JSON object a line.
 
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -11,12 +12,14 @@ const nodeDataChannel = createRequire(import.meta.url)(process.argv[2]);
 const say = (what) => process.stdout.write(JSON.stringify(what) + "\n");
 const show = (message) => (typeof message === "string" ? ["text", message.length] : ["binary", message.length]);
 
+let heard = 0; // unordered: the last sent need not be the last heard
 const peer = new nodeDataChannel.PeerConnection("client", { iceServers: [] });
 peer.onLocalDescription((sdp) => say({ answer: sdp }));
 peer.onDataChannel((channel) => {
   channel.onMessage((message) => {
     say({ heard: show(message) });
-    if (message === "end") peer.close();
+    heard += 1;
+    if (heard === 7) peer.close();
   });
   channel.onClosed(() => {
     say({ closed: true });
