@@ -124,6 +124,7 @@ class Services:
     emptied: Callable[[RoomCore, float], None]  # the last seat was given up
     offer: Callable[[Client], str | None]  # SDP that invites this client to a side link; None if there are none here
     answer: Callable[[Client, str], None]  # its answer. Raises ValueError
+    hangup: Callable[[Client], None]  # its reliable link ended, and with it what was signalled there
     clock: Callable[[], float]  # for authors: an async handler goes on long after the call began that it answers
     now: float = 0.0  # seconds, monotonic: when the call under way began
 
@@ -483,9 +484,8 @@ class RoomCore:
 
     def _disconnect(self, client: Client) -> None:
         """A dropped client has no links; its side link belongs to the reliable one that signalled it."""
-        side, client._link, client._side_link = client._side_link, None, None
-        if side is not None:
-            side.close(Close.GOING_AWAY, "the WebSocket ended")
+        client._link = client._side_link = None
+        self.services.hangup(client)
         self._place(client)
         if client.id == self.host:
             self.host = min((id for id, client in self.clients.items() if not client.away), default=None)

@@ -41,13 +41,15 @@ class Rooms:
         verify: Callable[[str], User | None] = lambda token: None,
         offer: Callable[[Client], str | None] = lambda client: None,
         answer: Callable[[Client, str], None] = lambda client, sdp: None,
+        hangup: Callable[[Client], None] = lambda client: None,
         claim: Callable[[str], int] = lambda slug: 1,
         release: Callable[[str, int], None] = lambda slug, epoch: None,
     ) -> None:
         """`clock()` is the time for authors, `token()` gives an unguessable string. `wake(when)` asks for a call of run
         at `when`, or at the end of this tick if that has passed. `spawn(awaitable, seconds, done)` runs it and calls
-        `done(value, error)`. `verify` returns the user of a token, or raises Refused. `offer` and `answer` signal side
-        links (Services). `claim` returns the epoch in which this node owns a slug, `release` says that it is gone."""
+        `done(value, error)`. `verify` returns the user of a token, or raises Refused. `offer`, `answer` and `hangup`
+        signal side links (see Services). `claim` returns the epoch in which this node owns a slug, `release` says that
+        the room is gone."""
         self.config = config
         self.timers = Timers(wake)
         self.totals = Totals()
@@ -60,7 +62,18 @@ class Rooms:
         self._routes: dict[type[Room], Routes] = {}
         self._dirty: list[RoomCore] = []
         self._services = Services(
-            config, self.timers, self.totals, log, token, spawn, self._flush_later, self._emptied, offer, answer, clock
+            config,
+            self.timers,
+            self.totals,
+            log,
+            token,
+            spawn,
+            self._flush_later,
+            self._emptied,
+            offer,
+            answer,
+            hangup,
+            clock,
         )
 
     # --- the loop -----------------------------------------------------------------------------------------------------

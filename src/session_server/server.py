@@ -203,6 +203,7 @@ class Server:
             verify=self.verifier.verify,
             offer=lambda client: self.channels.offer(client),
             answer=lambda client, sdp: self.channels.answer(client, sdp),
+            hangup=lambda client: self.channels.hangup(client),
             claim=lambda slug: engine.claim(slug).epoch,
             release=engine.release,
         )

@@ -506,8 +506,7 @@ class Peer:
             path.proven = True
         most = max(self._options.max_message, min(self.max_message_size, MAX_SENT))
         self._association = sctp.Association(client=client, random=self._random, max_message=most)
-        if client:
-            self._association.connect(now)
+        self._association.connect(now)
 
     # SCTP and the channels
 

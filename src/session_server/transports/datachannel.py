@@ -16,7 +16,7 @@ from typing import Any, Final
 from ..config import Config
 from ..limits import Bucket, Tally, network
 from ..outbox import Write
-from ..protocol import V1_DIALECT, AnyMessage, Binary, Close, Dialect, ProtocolError, message, unpack_binary
+from ..protocol import V1_DIALECT, AnyMessage, Binary, Dialect, ProtocolError, message, unpack_binary
 from ..room import Client
 from ..rooms import Rooms
 from ..rtc import datachannel, sdp, stun
@@ -67,6 +67,7 @@ class DataChannels:
         self._hosts: list[str] = []  # addresses that the sockets are bound to
         self.port = 0
         self._by_ufrag: dict[str, DataChannel] = {}
+        self._by_client: dict[Client, DataChannel] = {}
         self._by_address: dict[Address, DataChannel] = {}
         self._dirty: set[DataChannel] = set()
         self._handshakes = Bucket(HANDSHAKES, HANDSHAKES)
@@ -203,18 +204,25 @@ class DataChannels:
             raise ValueError("there are no data channels here")
         parsed = sdp.parse_answer(text)
         credentials = self._credentials(client)
-        before = self._by_ufrag.get(credentials.ufrag)
-        if before is not None:
-            before.close(Close.GOING_AWAY, "answered anew")
-            self._forget(before)
+        self.hangup(client)  # what it had before
         address = client.links[0].address
         if not self._handshakes.take(now) or not self._per_address.take(network(address)):
             self.rooms.totals.refused["peers_per_address"] += 1
             raise ValueError("too many data channels")
         peer = datachannel.Peer.serve(self._options, credentials, parsed, token_bytes, now)
-        self._by_ufrag[credentials.ufrag] = DataChannel(self, client, peer, credentials.ufrag, address)
+        channel = DataChannel(self, client, peer, credentials.ufrag, address)
+        self._by_ufrag[credentials.ufrag] = self._by_client[client] = channel
         if self._timer is None:
             self._timer = self._loop.call_later(TICK, self._tick)
+
+    def hangup(self, client: Client) -> None:
+        """This client's channel ends, open or not; its last datagrams leave with this tick."""
+        channel = self._by_client.get(client)
+        if channel is not None:
+            channel.peer.close(self.clock(), "the WebSocket ended")
+            self._dirty.add(channel)
+            self._wake(0.0)
+            self._forget(channel)
 
     # --- peers --------------------------------------------------------------------------------------------------------
 
@@ -231,15 +239,11 @@ class DataChannels:
                 case datachannel.Closed():
                     self._forget(channel)
 
-    def ended(self, channel: DataChannel) -> None:
-        """Closed by us: its last datagrams leave with this tick."""
-        self._dirty.add(channel)
-        self._wake(0.0)
-
     def _forget(self, channel: DataChannel) -> None:
         if self._by_ufrag.get(channel.ufrag) is not channel:
             return
         del self._by_ufrag[channel.ufrag]
+        del self._by_client[channel.client]
         for address in channel.addresses:
             if self._by_address.get(address) is channel:
                 del self._by_address[address]
@@ -355,5 +359,4 @@ class DataChannel:
             self.client.core.rerouted(self.client)
 
     def close(self, code: int, reason: str) -> None:
-        self.peer.close(self._server.clock(), reason)
-        self._server.ended(self)
+        self._server.hangup(self.client)
