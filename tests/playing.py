@@ -28,6 +28,8 @@ from itertools import count
 from random import Random
 from typing import Any
 
+from msgspec import UnsetType
+
 from session_server import presence
 from session_server.config import Config
 from session_server.protocol import (
@@ -46,6 +48,7 @@ from session_server.protocol import (
 )
 from session_server.room import Client, Room, RoomCore, User
 from session_server.rooms import Rooms
+from session_server.trust import Route
 
 START = 1000.0  # seconds; a monotonic clock begins anywhere
 NOTICED_AFTER = 30.0  # seconds until a server takes a silent link for dead
@@ -333,6 +336,54 @@ class Wire:
             self.close(Close.FULL, f"slow consumer: {unsent} bytes unsent")
 
 
+def pack_side(message: AnyMessage) -> bytes:
+    return pack_v1(message)
+
+
+class Side:
+    """A `room.SideLink` in memory, for what may be lost. The test says how far it is trusted."""
+
+    def __init__(self, player: Player, route: Route) -> None:
+        assert player.seat is not None
+        self.kind = "datachannel"
+        self.dialect: Dialect = V1_DIALECT
+        self.pack = pack_side
+        self.address = player.address
+        self.rtt: float | None = None
+        self.route = route
+        self.acks: list[int] = []
+        self.heard: list[Heard] = []
+        self.closed = False
+        self._player = player
+        player.seat.core.attach(player.seat, self)
+        player.play.settle()
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed, "written after the close"
+        self.heard += [self._player.read(frame) for frame in frames(data)]
+
+    def close(self, code: int, reason: str) -> None:
+        self.closed = True
+
+    def acked(self, received: int) -> None:
+        self.acks.append(received)
+
+    def trust(self, route: Route) -> None:
+        """The transport has judged anew."""
+        self.route = route
+        assert self._player.seat is not None
+        self._player.seat.core.rerouted(self._player.seat)
+        self._player.play.settle()
+
+    def detach(self) -> None:
+        assert self._player.seat is not None
+        self._player.seat.core.detach(self._player.seat, self)
+        self._player.play.settle()
+
+    def types(self) -> list[str]:
+        return [heard.type for heard in self.heard]
+
+
 # --- players ----------------------------------------------------------------------------------------------------------
 
 
@@ -546,17 +597,20 @@ class Player:
             else:
                 self._take_frame(frame)
 
-    def _take_frame(self, frame: str | bytes) -> None:
+    def read(self, frame: str | bytes) -> Heard:
         if isinstance(frame, bytes):
             assert not self.classic, "classic clients are never sent binary"
             binary = unpack_binary(frame)
-            heard = Heard(binary.type, binary.content, binary.id, binary.reliable is not False, self.play.now)
-        else:
-            envelope = json.loads(frame)
-            assert isinstance(envelope, dict) and isinstance(envelope["type"], str)
-            known = {key: envelope.pop(key) for key in ("type", "content", "id") if key in envelope}
-            reliable = True if self.classic else envelope.pop("reliable", True)
-            heard = Heard(**known, reliable=reliable, at=self.play.now, extra=envelope)
+            extra = {} if isinstance(binary.n, UnsetType) else {"n": binary.n}
+            return Heard(binary.type, binary.content, binary.id, binary.reliable is not False, self.play.now, extra)
+        envelope = json.loads(frame)
+        assert isinstance(envelope, dict) and isinstance(envelope["type"], str)
+        known = {key: envelope.pop(key) for key in ("type", "content", "id") if key in envelope}
+        reliable = True if self.classic else envelope.pop("reliable", True)
+        return Heard(**known, reliable=reliable, at=self.play.now, extra=envelope)
+
+    def _take_frame(self, frame: str | bytes) -> None:
+        heard = self.read(frame)
         self.heard_all.append(heard)
         if self.classic:
             return

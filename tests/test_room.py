@@ -9,13 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from playing import START, Gate, Player, Playing, sleep
+from playing import START, Gate, Player, Playing, Side, sleep
 from session_server import Client, Refused, Room, User, on
 from session_server.clock import Timer
 from session_server.pieces import Pieces
 from session_server.protocol import Close, PieceError
 from session_server.room import ASYNC_LIMIT, MAX_WAITING, PRESENCE_GAP
 from session_server.rooms import EMPTY_FOR
+from session_server.trust import Route
 
 
 class Diary(Room):
@@ -1361,6 +1362,31 @@ def test_an_ask_over_the_rate_is_answered() -> None:
     assert [reply.error and reply.error["code"] for reply in replies] == ["unknown"] * 5 + ["rate"] * 4
 
 
+def test_a_classic_client_over_the_rate_hears_nothing_in_a_language_it_does_not_speak() -> None:
+    play = Playing(message_rate=4, message_burst=4)
+    ada = play.join(classic=True)
+    play.advance(1)
+    ada.forget()
+    for _ in range(6):
+        for type in ("session:ping", "session:ask", "session:leave", "chat"):
+            ada.send(type, {"t": 1, "ask": 1, "type": "x"})
+        play.advance(0.1)
+    assert {heard.type for heard in ada.heard_all} <= {"chat"}
+    assert play.refused["rate"] > 0 and ada.closed is None
+
+
+def test_a_ping_over_the_rate_is_answered() -> None:
+    """A sender that keeps what is not confirmed would else be stuck when its buffer is full."""
+    play = Playing(message_rate=4, message_burst=4)
+    ada = play.join()
+    for n in range(9):
+        ada.send("move", n)
+    play.advance(1.1)
+    for n in range(9):
+        ada.send("move", n, reliable=False)
+    assert ada.ping()["received"] == 9
+
+
 def flood(play: Playing, player: Player, per_second: int, seconds: float) -> float | None:
     """Sends so many; returns after how many seconds the server closed."""
     begin = play.now
@@ -1640,11 +1666,12 @@ def test_both_sides_count_the_reliable_messages() -> None:
         bob.send("b", n, reliable=False)
         bob.send("c", bytes([n]))
         ada.send("d", n)
+        ada.ask("e", n)
     assert ada.counted == 10
     ada.drop()
     ada.resume()
-    assert (ada.welcome["seq"], ada.welcome["recovered"], ada.welcome["received"]) == (10, True, 5)
-    assert ada.ping()["received"] == 5
+    assert (ada.welcome["seq"], ada.welcome["recovered"], ada.welcome["received"]) == (10, True, 10)
+    assert ada.ping()["received"] == 10
     assert bob.ping()["received"] == 10
 
 
@@ -1727,11 +1754,12 @@ def test_what_a_client_sent_into_a_dying_link_is_sent_again_once() -> None:
     ada.vanish()
     for n in range(3, 6):
         ada.send("n", n)
+    asked = ada.ask("n", 6)
     assert play.room().seen == [0, 1, 2]
     ada.resume()
     ada.drop()
     ada.resume()
-    assert play.room().seen == [0, 1, 2, 3, 4, 5]
+    assert play.room().seen == [0, 1, 2, 3, 4, 5, 6] and asked.done
 
 
 def test_a_first_join_counts_from_nothing_however_old_the_room_is() -> None:
@@ -1994,6 +2022,119 @@ def test_a_hook_called_by_a_flush_may_kick_and_keeps_the_order_of_the_others() -
     ada.send("big", "x" * 200)
     assert cy.closed == (Close.KICKED, "the game is over")
     assert [m.type for m in cy.received] == ["big", "over"] == [m.type for m in dot.received]
+
+
+# --- two links --------------------------------------------------------------------------------------------------------
+
+
+def two_links(route: Route) -> tuple[Playing, Player, Player, Side]:
+    """Ada has a second link for what may be lost; Bob talks."""
+    play = Playing({"field": Talk})
+    ada, bob = play.join(), play.join()
+    play.advance(0.1)
+    side = Side(ada, route)
+    ada.forget()
+    return play, ada, bob, side
+
+
+@pytest.mark.parametrize(
+    ("route", "on_wire", "on_side"),
+    [(Route.RELIABLE, True, False), (Route.BOTH, True, True), (Route.UNRELIABLE, False, True)],
+)
+def test_what_may_be_lost_goes_where_the_side_link_is_trusted(route: Route, on_wire: bool, on_side: bool) -> None:
+    play, ada, bob, side = two_links(route)
+    bob.send("a", 1)
+    bob.send("b", 2, reliable=False)
+    bob.send("c", b"3", reliable=False)
+    play.room().broadcast("d", 4, reliable=False)
+    assert ada.seat is not None
+    ada.seat.send("e", 5, reliable=False)
+    ada.seat.send("f", 6)
+    play.settle()
+    lossy = ["b", "c", "d", "e"]
+    assert [m.type for m in ada.received] == (["a", *lossy, "f"] if on_wire else ["a", "f"])
+    assert side.types() == (lossy if on_side else [])
+    assert play.rooms.totals.refused.total() == 0, "nothing was shed"
+
+
+def test_a_copy_on_the_other_link_has_the_same_number() -> None:
+    play, ada, bob, side = two_links(Route.BOTH)
+    for n in range(3):
+        bob.send("b", n, reliable=False)
+        play.room().broadcast("d", n, reliable=False)
+        bob.send("c", bytes([n]), reliable=False)
+    numbers = [(m.type, m.extra["n"]) for m in side.heard]
+    assert numbers == [(m.type, m.extra["n"]) for m in ada.received]
+    assert {type: [n for t, n in numbers if t == type] for type in "bcd"} == dict.fromkeys("bcd", [1, 2, 3])
+
+
+def test_a_number_that_its_sender_gave_is_kept() -> None:
+    _, ada, bob, side = two_links(Route.BOTH)
+    for n in (5, 9):
+        bob.send("b", n, reliable=False, n=n)
+    assert [m.extra["n"] for m in side.heard] == [5, 9] == [m.extra["n"] for m in ada.received]
+
+
+def test_the_librarys_own_messages_go_by_the_reliable_link_alone() -> None:
+    play, ada, _, side = two_links(Route.UNRELIABLE)
+    play.join()
+    play.advance(0.1)
+    ada.ping()
+    ada.ask("nowhere")
+    ada.send_frame("nonsense")
+    assert {"session:presence", "session:pong", "session:reply", "session:error"} <= set(ada.types())
+    assert side.types() == []
+
+
+def test_reliable_and_unreliable_are_each_in_order_while_trust_comes_and_goes() -> None:
+    play, ada, bob, side = two_links(Route.BOTH)
+    for n, route in enumerate([Route.UNRELIABLE, Route.RELIABLE, Route.BOTH, Route.UNRELIABLE, Route.BOTH] * 3):
+        with play.tick():
+            bob.send("a", n)
+            bob.send("b", n, reliable=False)
+            play.soon(lambda route=route: side.trust(route))
+            bob.send("a", n + 0.5)
+            bob.send("b", n + 0.5, reliable=False)
+    everything = [n / 2 for n in range(30)]
+    assert ada.heard("a") == everything
+    assert sorted({*ada.heard("b"), *[m.content for m in side.heard]}) == everything, "none was lost in the change"
+    assert ada.heard("b") == sorted(ada.heard("b"))
+    assert [m.content for m in side.heard] == sorted(m.content for m in side.heard)
+
+
+def test_without_its_side_link_all_goes_by_the_reliable_one_again() -> None:
+    _, ada, bob, side = two_links(Route.UNRELIABLE)
+    side.detach()
+    bob.send("b", 1, reliable=False)
+    assert ada.heard("b") == [1] and side.heard == []
+    assert ada.seat is not None and [link.kind for link in ada.seat.links] == ["memory"]
+
+
+def test_a_drop_ends_the_side_link_too() -> None:
+    _, ada, bob, side = two_links(Route.UNRELIABLE)
+    ada.drop()
+    bob.send("b", 1, reliable=False)
+    assert side.heard == [] and ada.seat is not None and ada.seat.links == ()
+    ada.resume()
+    bob.send("b", 2, reliable=False)
+    assert ada.heard("b") == [2] and side.heard == []
+
+
+def test_what_came_on_both_links_is_taken_once_and_what_came_late_not_at_all() -> None:
+    _, ada, bob, _ = two_links(Route.RELIABLE)
+    for n in (1, 1, 2, 4, 3, 4, 5):
+        ada.send("b", n, reliable=False, n=n)
+    ada.send("other", 1, reliable=False, n=1)
+    ada.send("b", "plain", reliable=False)
+    ada.send("b", "reliable", n=1)
+    assert bob.heard("b") == [1, 2, 4, 5, "plain", "reliable"] and bob.heard("other") == [1]
+
+
+def test_an_acknowledgement_reaches_the_side_link() -> None:
+    _, ada, _, side = two_links(Route.BOTH)
+    ada.send("session:ack", {"received": 7})
+    ada.send("session:ack", {"received": "x"})
+    assert side.acks == [7] and ada.errors == ["malformed"]
 
 
 # --- what strangers send ----------------------------------------------------------------------------------------------

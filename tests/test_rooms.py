@@ -46,6 +46,7 @@ def test_rooms_of_one_piece_share_its_class_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("again", [False, True])
 def test_an_empty_room_is_disposed_of_after_60_s_unless_somebody_comes(again: bool) -> None:
+    assert EMPTY_FOR == 60
     play = Playing()
     play.join().leave()
     room = play.room()

@@ -23,16 +23,19 @@ class Stream(Generic[Client, Item]):
     exceptions are kept as edits beside the common frames, so all others share one `bytes`.
     """
 
-    __slots__ = ("_edits", "_frames", "dialect", "members", "pack", "reliable", "unreliable")
+    __slots__ = ("_edits", "_frames", "behind", "dialect", "members", "pack", "reliable", "unreliable")
 
     def __init__(
-        self, pack: Callable[[Item], bytes | None], dialect: object, reliable: bool = True, unreliable: bool = True
-    ) -> None:
-        """`reliable` and `unreliable`: which messages its clients are sent on this link."""
+        self, pack: Callable[[Item], bytes | None], dialect: object, reliable: bool = True, unreliable: bool = True,
+        behind: bool = False,
+    ) -> None:  # fmt: skip
+        """`reliable` and `unreliable`: which messages its clients are sent on this link; `behind`: their buffers are
+        full, so what may be lost is shed."""
         self.pack = pack
         self.dialect = dialect
         self.reliable = reliable
         self.unreliable = unreliable
+        self.behind = behind
         self.members: dict[Client, Write] = {}
         self._frames: list[bytes] = []
         self._edits: dict[Client, list[Edit]] = {}

@@ -428,7 +428,6 @@ def slug_from_path(encoded: str) -> str:
     return slug
 
 
-@lru_cache(maxsize=4096)
 def slug_from_target(target: str) -> str | None:
     """The slug of a request target that joins or asks for a room; None if it is some other path. Raises ValueError."""
     path = target.partition("?")[0]

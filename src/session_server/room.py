@@ -460,11 +460,16 @@ class RoomCore:
 
     def attach(self, client: Client, link: SideLink) -> None:
         """A second link for what may be lost. It is used as far as its `route` says."""
-        client._side_link = link
-        self._place(client)
+        if self._flushing:
+            self._deferred.append(lambda: self.attach(client, link))
+        elif client._link is not None:
+            client._side_link = link
+            self._place(client)
 
     def detach(self, client: Client, link: SideLink) -> None:
-        if client._side_link is link:
+        if self._flushing:
+            self._deferred.append(lambda: self.detach(client, link))
+        elif client._side_link is link:
             client._side_link = None
             self._place(client)
 
@@ -497,13 +502,14 @@ class RoomCore:
             self._write_out((client._stream, client._side))
         route = Route.RELIABLE if side is None else side.route
         unreliable = not client._behind and route is not Route.UNRELIABLE
-        client._stream = self._move(client, client._stream, link, True, unreliable)
-        client._side = self._move(client, client._side, None if route is Route.RELIABLE else side, False, True)
+        client._stream = self._move(client, client._stream, link, True, unreliable, client._behind)
+        client._side = self._move(client, client._side, None if route is Route.RELIABLE else side, False, True, False)
         self._catch_up()
 
     def _move(
-        self, client: Client, old: Stream[Client, Any] | None, link: Link | None, reliable: bool, unreliable: bool
-    ) -> Stream[Client, Any] | None:
+        self, client: Client, old: Stream[Client, Any] | None, link: Link | None, reliable: bool, unreliable: bool,
+        behind: bool,
+    ) -> Stream[Client, Any] | None:  # fmt: skip
         """From one stream to another; what is pending is written first, so order is kept."""
         if old is not None:
             old.remove(client)
@@ -512,10 +518,11 @@ class RoomCore:
         if link is None:
             return None
         for stream in self._streams:
-            if stream.pack is link.pack and stream.reliable is reliable and stream.unreliable is unreliable:
+            takes = (stream.reliable, stream.unreliable, stream.behind)
+            if stream.pack is link.pack and takes == (reliable, unreliable, behind):
                 break
         else:
-            stream = Stream(link.pack, link.dialect, reliable, unreliable)
+            stream = Stream(link.pack, link.dialect, reliable, unreliable, behind)
             self._streams.append(stream)
         stream.add(client, link.write)
         return stream
@@ -574,7 +581,7 @@ class RoomCore:
             return
         news = message("session:presence", diff)
         for stream in self._streams:
-            if stream.dialect is V1_DIALECT:
+            if stream.dialect is V1_DIALECT and stream.reliable:
                 stream.push(news)
                 self._flush_later()
 
@@ -599,8 +606,8 @@ class RoomCore:
             for stream in self._streams:
                 if stream.unreliable:
                     stream.push(item, exclude)
-                elif stream.reliable:
-                    self.services.totals.refused["shed"] += sum(client._behind for client in stream.members)
+                elif stream.behind:
+                    self.services.totals.refused["shed"] += len(stream.members)
         if not self._dirty:
             self._flush_later()
 
@@ -774,7 +781,7 @@ class RoomCore:
                 self._answer(client, None, decode_control(item, Ask).ask, None, problem)
         elif not client._meter.tells(now):
             return
-        elif item.type == "session:ping" and isinstance(item, Message):
+        elif item.type == "session:ping" and isinstance(item, Message) and not self._speaks_classic(client):
             self._receive_control(client, item)  # it says what was received, and that is what a sender waits for
         else:
             self._answer(client, item.type, None, None, problem)

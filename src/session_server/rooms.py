@@ -9,9 +9,9 @@ from typing import Any, Final, Protocol
 from .clock import Timers
 from .config import Config
 from .handlers import Routes
-from .limits import Buckets, network
+from .limits import Bucket, Buckets, network
 from .protocol import Close, Hello, LimitExceeded, PieceError, Refused, RoomFull, SessionError, piece_of
-from .room import ASYNC_LIMIT, Client, Link, Relay, Room, RoomCore, Services, Totals, User
+from .room import ASYNC_LIMIT, FAULTS_LOGGED, Client, Link, Relay, Room, RoomCore, Services, Totals, User
 
 EMPTY_FOR: Final = 60.0  # seconds an empty room is kept
 
@@ -61,6 +61,7 @@ class Rooms:
         self._openings = Buckets(config.new_rooms_per_address / 60, config.new_rooms_per_address)
         self._routes: dict[type[Room], Routes] = {}
         self._dirty: list[RoomCore] = []
+        self._broken = Bucket(1, FAULTS_LOGGED)  # tracebacks of rooms that could not be made
         self._services = Services(
             config,
             self.timers,
@@ -142,7 +143,9 @@ class Rooms:
             core = RoomCore(slug, room_class, self._routes_of(room_class), self._services, epoch)
         except (Exception, SystemExit) as error:
             self.totals.faults += 1
-            self._services.log.bind(room=slug).error("fault in the code of a piece", hook="__init__", exc_info=error)
+            if self._broken.take(self._services.now):
+                log = self._services.log.bind(room=slug)
+                log.error("fault in the code of a piece", hook="__init__", exc_info=error)
             raise PieceError("the code of the room failed") from error
         try:
             core.create()

@@ -189,7 +189,7 @@ class Server:
         self.clock: Callable[[], float] = time.monotonic
         self.pieces = pieces if pieces is not None else Pieces(folder_of(config))
         engine = MemoryEngine(
-            config.node, int(time.time()), lambda error: log.error("fault in a subscriber", exc_info=error)
+            config.node, time.time_ns() // 1000, lambda error: log.error("fault in a subscriber", exc_info=error)
         )
         self.verifier = Verifier(config, log)
         self.rooms = Rooms(

@@ -9,7 +9,7 @@ from . import Claim
 
 class MemoryEngine:
     def __init__(self, node: str, epoch: int, report: Callable[[Exception], None]) -> None:
-        """All epochs are above `epoch`: seconds since 1970 as the process began, so that no later process repeats one.
+        """All epochs are above `epoch`: microseconds since 1970 at its start, so that no later process repeats one.
         `report` is told what a subscriber raised."""
         self.node = node
         self._report = report
