@@ -103,6 +103,10 @@ class Rota(Generic[Key]):
         self._since.pop(key, None)
         self._since[key] = now
 
+    def start(self, key: Key, now: float) -> None:
+        """Begins to wait, unless it waits already."""
+        self._since.setdefault(key, now)
+
     def discard(self, key: Key) -> None:
         self._since.pop(key, None)
 

@@ -217,7 +217,7 @@ class Site:
         own name at 127.0.0.1: DNS rebinding)."""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         secret = self._config.admin_token
-        if secret and scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), secret.encode()):
+        if secret and scheme.lower() == "bearer" and hmac.compare_digest(as_bytes(token), as_bytes(secret)):
             return True
         host = re.sub(r":[0-9]+$", "", request.headers.get("Host", ""))
         if not self._config.development or host not in LOCAL_HOSTS | {self._config.local_name}:
@@ -251,6 +251,11 @@ class Site:
             return text(404, "nothing here")
         kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
         return web.FileResponse(file, headers=OPEN | CHECKED | {"Content-Type": charset(kind)})
+
+
+def as_bytes(text: str) -> bytes:
+    """Of a header: what is not UTF-8 in it comes as surrogates."""
+    return text.strip().encode("utf-8", "surrogateescape")
 
 
 def charset(kind: str) -> str:

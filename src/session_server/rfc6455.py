@@ -22,7 +22,7 @@ from websockets.protocol import SERVER, Protocol, State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from .protocol import SUBPROTOCOL
+from .protocol import SUBPROTOCOL, Close, ProtocolError
 
 TEXT, BINARY, CLOSE, PING, PONG = 0x81, 0x82, 0x88, 0x89, 0x8A  # first byte of a whole frame: FIN and opcode (§5.2)
 HEADERS: Final = {first: [bytes((first, size)) for size in range(126)] for first in (TEXT, BINARY, PONG)}
@@ -70,6 +70,8 @@ def read_usual(head: bytes) -> Opening | None:
         or headers.get("sec-websocket-version") != "13"
         or not KEY.fullmatch(key)
         or "host" not in headers
+        or "content-length" in headers
+        or "transfer-encoding" in headers
     ):
         return None
     ours = SUBPROTOCOL in tokens(headers.get("sec-websocket-protocol", ""))
@@ -94,6 +96,10 @@ def read_any(head: bytes) -> Opening:
     headers = request.headers
     if len(headers.get_all("Host")) != 1 or len(headers.get_all("Origin")) > 1:
         return refusal(400, "expected one Host header, and at most one Origin")  # RFC 9112 §3.2
+    if headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in headers:
+        return refusal(400, "expected no body")
+    if headers.get("Sec-WebSocket-Version", "13") != "13":
+        return refusal(426, "expected version 13 of the WebSocket protocol")  # §4.4
     response = handshake.accept(request)
     if response.status_code != 101:
         reason = handshake.handshake_exc
@@ -198,7 +204,10 @@ class RareFrames:
 
 
 def frame_size(data: bytes) -> int | None:
-    """Bytes of the frame that begins here, header included; None if the header is not complete (RFC 6455 §5.2)."""
+    """Bytes of the frame that begins here, header included; None if the header is not complete (§5.2).
+
+    Raises ProtocolError on a length that is not written in its shortest form, which the library lets pass.
+    """
     if len(data) < 2:
         return None
     mask = 4 if data[1] & 0x80 else 0
@@ -208,4 +217,7 @@ def frame_size(data: bytes) -> int | None:
     width = 2 if size == 126 else 8
     if len(data) < 2 + width:
         return None
-    return 2 + width + mask + int.from_bytes(data[2 : 2 + width], "big")
+    size = int.from_bytes(data[2 : 2 + width], "big")
+    if size < 126 or (width == 8 and size < 65536):
+        raise ProtocolError(Close.PROTOCOL, f"length of {size} in {width} bytes, expected the shortest form")
+    return 2 + width + mask + size

@@ -135,7 +135,7 @@ class Client:
     __slots__ = (
         "_behind", "_grace", "_link", "_meter", "_numbers", "_offset", "_rates", "_resume", "_resume_before", "_side",
         "_side_link", "_stream", "_taken",
-        "core", "data", "id", "name", "user",
+        "core", "data", "id", "name", "user", "was_refused",
     )  # fmt: skip
 
     def __init__(self, id: int, core: RoomCore, meter: Meter, user: User | None, name: str | None, data: Any) -> None:
@@ -143,6 +143,7 @@ class Client:
         self.user = user
         self.name = name  # what the client says of itself, like `data`: a label, no proof
         self.data = data
+        self.was_refused = False  # by a rate, since its transport last looked
         self.core = core  # the room below the author's instance
         self._meter = meter
         self._link: Link | None = None
@@ -791,6 +792,7 @@ class RoomCore:
         self.services.now = now
         self.services.totals.refused["rate"] += 1
         client._meter.refuse(now)
+        client.was_refused = True
         if client._meter.over_too_long(now):
             self.services.totals.refused["rate_closed"] += 1
             self.expel(client, Close.POLICY, "over the rate for 10 s")

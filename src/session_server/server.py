@@ -39,6 +39,7 @@ IDLE_FOR: Final = 75.0  # seconds a connection is kept for a next request
 ANSWER_WITHIN: Final = 60.0  # seconds for an answer to be taken
 GC_THRESHOLDS: Final = (20_000, 50, 100)  # clients are long-lived: looking through all of them for cycles is dear
 HEAD_END: Final = b"\r\n\r\n"
+REQUEST_LINE: Final = re.compile(rb"[!-~]+ [!-\xff]+ HTTP/1\.[01]\r\n")
 CONTENT_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)")
 WANTS_WEBSOCKET: Final = re.compile(rb"\r\nupgrade:[^\r\n]*websocket")  # in a head of small letters
 
@@ -64,7 +65,7 @@ class Front(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if not self._buffer and not self._busy:
             self._server.idle.discard(self)
-            self._server.heads.add(self, self._server.clock())
+            self._server.heads.start(self, self._server.clock())
         self._buffer += data
         self._advance()
 
@@ -91,6 +92,9 @@ class Front(asyncio.Protocol):
 
     def _judge(self, head: bytes) -> None:
         self._server.heads.discard(self)
+        if not REQUEST_LINE.match(head):
+            self._refuse(400, "expected a request line of HTTP/1.1")
+            return
         headers = head.lower()
         if WANTS_WEBSOCKET.search(headers):
             self._upgrade(head)

@@ -28,6 +28,7 @@ MAX_CHANNELS: Final = 16  # that one peer may open
 MAX_SENT: Final = 256 * 1024  # bytes of one message that we send, even if the peer takes more
 MAX_LABEL: Final = 1024  # bytes of a channel's label and protocol together
 STREAM: Final = 1  # of the channel that the server opens: odd, as the DTLS server's are (RFC 8832 §6)
+SHORTEST_WAIT: Final = 0.005  # seconds between two calls of `run`: no layer below can keep a loop busy
 PROBES: Final = 5  # heartbeats to a new address, after which it must ask again
 PROBE_TIMEOUT: Final = 0.5  # seconds until the second, and then twice as long each time
 
@@ -271,6 +272,7 @@ class Peer:
         "_paths",
         "_probe_at",
         "_probes",
+        "_ran",
         "_random",
         "_setup_until",
         "_target",
@@ -306,6 +308,7 @@ class Peer:
         self._probes = 0  # heartbeats sent to it
         self._probe_at = inf
         self._heard = now  # when the peer last proved to be there
+        self._ran = now - SHORTEST_WAIT
         self._setup_until = now + options.setup
         self._events: list[Event] = []
         self._out: list[Datagram] = []  # besides what `_dtls` has for `_path`
@@ -506,7 +509,7 @@ class Peer:
             path.proven = True
         most = max(self._options.max_message, min(self.max_message_size, MAX_SENT))
         self._association = sctp.Association(client=client, random=self._random, max_message=most)
-        self._association.connect(now)
+        self._association.connect(now)  # both sides do: a round trip less, and a lost INIT is not missed
 
     # SCTP and the channels
 
@@ -676,10 +679,11 @@ class Peer:
             deadline = min(deadline, self._dtls.next_deadline)
         if self._association is not None and self._association.next_deadline is not None:
             deadline = min(deadline, self._association.next_deadline)
-        return deadline
+        return max(deadline, self._ran + SHORTEST_WAIT)
 
     def run(self, now: float) -> None:
         """All that is due."""
+        self._ran = now
         if self.state == "closed":
             return
         if self.state == "new" and now >= self._setup_until:

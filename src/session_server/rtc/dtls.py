@@ -42,9 +42,9 @@ WARNING, FATAL = 1, 2
 # Seconds until an unanswered flight is repeated, and then twice as long each time. RFC 6347 §4.2.4.1 says one second;
 # browsers wait 50 ms (BoringSSL, as WebRTC sets it), and a player would notice a second.
 FIRST_TIMEOUT: Final = 0.25
-LAST_TIMEOUT: Final = 4.0
+LAST_TIMEOUT: Final = 1.0
 SHORTEST_TIMEOUT: Final = 0.04  # the same if the peer repeats the flight before it
-TRIES: Final = 7  # repetitions, about 16 s
+TRIES: Final = 16  # repetitions, about 16 s
 EARLY: Final = 16  # protected records that may come before the handshake is over; more are dropped
 
 # A protected record's first 21 bytes: type 1 and version 2, epoch and sequence 8, length 2, explicit nonce 8. What is

@@ -61,6 +61,9 @@ MAX_UNSENT: Final = 1024 * 1024  # bytes unsent, above which a client is a slow 
 PING_EVERY: Final = 15.0  # seconds; no byte until the next one and the link is dead
 JOIN_WITHIN: Final = 10.0  # seconds for `session:join`
 CLOSE_WITHIN: Final = 5.0  # seconds for the peer's half of the closing handshake
+FRAMES_AT_ONCE: Final = 1000  # frames of one connection, then others have their turn
+RARE_COST: Final = 8  # of a frame that goes to the library, in common ones
+BREATH: Final = 0.1  # seconds in which nothing is read of a client that was over its rate
 CHEAP: Final = 1024  # bytes; a rare frame smaller than that costs its sender as much as a message
 EXCESS: Final = 64 * 1024  # bytes read from a peer after our close frame, in the hope of its own
 UNLIMITED: Final = 1 << 62  # bytes
@@ -234,8 +237,8 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_alive", "_answer", "_buffer", "_closed", "_decode", "_excess", "_limit", "_most_unsent", "_need",
-        "_non_messages", "_partial", "_ping_at", "_rare", "_server", "_slug", "_transport", "_waits", "address",
-        "client", "core", "dialect", "kind", "local", "pack", "rtt", "write",
+        "_non_messages", "_partial", "_ping_at", "_rare", "_server", "_slug", "_transport", "_turn", "_waits",
+        "address", "client", "core", "dialect", "kind", "local", "pack", "rtt", "write",
     )  # fmt: skip
 
     def __init__(
@@ -261,6 +264,7 @@ class Connection(asyncio.Protocol):
         self._need = 0  # bytes it must have before another look at it is worth while
         self._rare: RareFrames | None = None
         self._waits = False  # for the outcome of a join
+        self._turn = 0  # frames that may still be taken before others have their turn
         self._closed = False  # our close frame was sent, or the socket is gone
         self._excess = EXCESS
         self._partial: object = None  # what was incomplete at the last ping
@@ -314,12 +318,30 @@ class Connection(asyncio.Protocol):
             self.expel(Close.FAILED, "the server failed")
 
     def _read(self, data: bytes) -> None:
-        at = 0
+        """Takes what is there, but not so much that others wait long, and of who is over its rate not at once again."""
+        at, self._turn = 0, FRAMES_AT_ONCE
         while at < len(data):
-            if self._waits:  # for on_auth: the rest is read when it has spoken
+            if self._waits or (self._turn <= 0 and not self._closed):  # on_auth has not spoken yet; others have a turn
                 self._keep(data[at:], 0)
-                return
+                break
             at = self._read_fast(data, at) if self._rare is None else self._read_rare(data, at)
+        if self.client is not None and self.client.was_refused:
+            self.client.was_refused = False
+            self._hold(BREATH)
+        elif self._turn <= 0 and not self._waits and not self._closed:
+            self._hold(0.0)
+
+    def _hold(self, seconds: float) -> None:
+        """Reads nothing for a while; what comes stays in the kernel, and its sender feels it."""
+        self._transport.pause_reading()
+        self._server.rooms.timers.at(self._server.clock() + seconds, lambda now: self._go_on())
+
+    def _go_on(self) -> None:
+        if self._waits or self._transport.is_closing() or self._transport.is_reading():
+            return
+        self._transport.resume_reading()
+        data, self._buffer, self._need = bytes(self._buffer or b""), None, 0
+        self.data_received(data)
 
     def _read_fast(self, data: bytes, at: int) -> int:
         """Takes common frames from a border on; returns where a rare one begins, or the end.
@@ -345,6 +367,9 @@ class Connection(asyncio.Protocol):
                 return end
             self._take(data[at], apply_mask(data[body:stop], data[body - 4 : body]))
             at = stop
+            self._turn -= 1
+            if self._turn <= 0:
+                break
         return at
 
     def _keep(self, data: bytes, need: int) -> None:
@@ -362,13 +387,18 @@ class Connection(asyncio.Protocol):
         if rare.left == 0:
             if data[at] == CLOSE and not self._closed:  # may interrupt a message (§5.4); the library says 1002 to that
                 rare = self._rare = RareFrames(self._limit)
-            size = frame_size(data[at : at + 14])
+            try:
+                size = frame_size(data[at : at + 14])
+            except ProtocolError as error:
+                self._refuse(error.code, str(error))
+                return len(data)
             if size is None:
                 self._keep(data[at:], len(data) - at + 1)
                 return len(data)
             rare.left = size
             if size < CHEAP and data[at] not in (TEXT, BINARY) and self.core is not None and self.client is not None:
                 self.core.admits(self.client, size, self._server.clock())  # small fragments and control frames add up
+        self._turn -= RARE_COST
         chunk = data[at : at + rare.left]
         for first, payload in rare.feed(chunk):
             if not self._closed:
@@ -423,8 +453,9 @@ class Connection(asyncio.Protocol):
             self.rtt, self._ping_at = self._server.clock() - self._ping_at, None
             return
         core, client = self.core, self.client
-        affordable = core is None or client is None or core.admits(client, len(payload), self._server.clock())
-        if first == PING and affordable:
+        if core is None or client is None:
+            self._not_a_message(ProtocolError(Close.NOT_MESSAGES, "ping or pong before session:join"))
+        elif core.admits(client, len(payload), self._server.clock()) and first == PING:
             self.write(frame(PONG, payload))
 
     def _decode_binary(self, payload: bytes) -> AnyMessage:
@@ -462,10 +493,7 @@ class Connection(asyncio.Protocol):
             client.core.drop(client, self, clean=False)
             return
         self.client, self.core = client, client.core
-        if not self._transport.is_reading():
-            self._transport.resume_reading()
-            data, self._buffer = bytes(self._buffer or b""), None
-            self.data_received(data)
+        self._go_on()
 
     def _not_a_message(self, error: ProtocolError) -> None:
         self._server.rooms.totals.refused["non_message"] += 1

@@ -436,7 +436,7 @@ class DataChannelLink {
   /**
    * @param {string} offer SDP
    * @param {{answered: (sdp: string) => void, arrived: (link: DataChannelLink, data: string | ArrayBuffer) => void,
-   *   ended: (link: DataChannelLink) => void}} room none of the three is called after `close`
+   *   ended: (link: DataChannelLink) => unknown}} room the first and the last may still come after `close`
    */
   constructor(offer, room) {
     const connection = this.#connection;
@@ -806,11 +806,15 @@ class Room {
   #openSide() {
     if (!this.#offer || typeof RTCPeerConnection === "undefined") return;
     const link = this.#link;
-    this.#side = new DataChannelLink(this.#offer, {
-      answered: (sdp) => link?.send(textFrame("session:answer", JSON.stringify({ sdp }))),
-      arrived: (side, data) => this.#arrivedAside(side, data),
-      ended: () => this.#endSide(),
-    });
+    try {
+      this.#side = new DataChannelLink(this.#offer, {
+        answered: (sdp) => link?.send(textFrame("session:answer", JSON.stringify({ sdp }))),
+        arrived: (side, data) => this.#arrivedAside(side, data),
+        ended: (side) => side === this.#side && this.#endSide(),
+      });
+    } catch {
+      return; // the constructor throws where a policy forbids it, or the page has too many
+    }
     this.#timers.start("side", SIDE_WITHIN, () => (this.#side?.isOpen ? this.#watchSide() : this.#endSide()));
   }
 
