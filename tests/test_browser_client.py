@@ -724,6 +724,13 @@ async def test_a_hostile_server_harms_nothing(page: Page, peer: ScriptedPeer) ->
 
 
 @in_chromium
+async def test_a_browser_that_makes_no_data_channel_joins_all_the_same(page: Page, peer: ScriptedPeer) -> None:
+    await page.add_init_script("window.RTCPeerConnection = class { constructor() { throw new Error('forbidden'); } }")
+    await join(page, peer, offer="v=0")
+    assert [link["kind"] for link in await js(page, "room.links")] == ["websocket"]
+
+
+@in_chromium
 async def test_an_error_that_nobody_hears_is_in_the_console(page: Page, peer: ScriptedPeer) -> None:
     link = await join(page, peer)
     await link.send("session:error", {"code": "invalid", "reason": "2 numbers", "type": "move"})

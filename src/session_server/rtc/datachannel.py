@@ -670,16 +670,18 @@ class Peer:
         """When `run` has something to do."""
         if self.state == "closed":
             return inf
-        deadline = min(self._heard + self._options.consent, self._probe_at)
+        due = self._heard + self._options.consent
+        if self._probe_at < due:
+            due = self._probe_at
         if self.state == "new":
-            deadline = min(deadline, self._setup_until)
-        if self._checks is not None:
-            deadline = min(deadline, self._checks.next_deadline)
-        if self._dtls is not None and self._dtls.next_deadline is not None:
-            deadline = min(deadline, self._dtls.next_deadline)
-        if self._association is not None and self._association.next_deadline is not None:
-            deadline = min(deadline, self._association.next_deadline)
-        return max(deadline, self._ran + SHORTEST_WAIT)
+            due = min(due, self._setup_until)
+        for layer in (self._association, self._dtls, self._checks):
+            if layer is not None:
+                deadline = layer.next_deadline
+                if deadline is not None and deadline < due:
+                    due = deadline
+        soonest = self._ran + SHORTEST_WAIT
+        return due if due > soonest else soonest
 
     def run(self, now: float) -> None:
         """All that is due."""
