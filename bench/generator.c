@@ -1,7 +1,7 @@
 /* The load: one thread on epoll that plays all the clients of a bench run and measures what it sees.
 
    generator closed --port P --rooms R --size S --window W   keeps W messages of each room in flight
-   generator open   --port P --rooms R --size S --rate X     X messages per second, evenly spaced, busy polling
+   generator open   --port P --rooms R --size S --rate X     X messages per second, evenly spaced
    generator idle   --port P --rooms R --connections N       opens N, says so on stdout, holds them until stdin ends
    generator get    --port P --connections K                 GET /session/x, one request in flight on each connection
    generator source --port P                                 no client: a server that sends without pause ...
@@ -48,7 +48,8 @@ _Static_assert(sizeof HEAD - 1 == TIME_AT && LENGTH == 92, "the layout is fixed"
 #define PER_ADDRESS 8000        /* connections from one source address; a loopback address has 28 k ports */
 #define AT_ONCE 64              /* handshakes in flight */
 #define CHECK_EVERY 64          /* deliveries per full check */
-#define QUIET_NS 300000000ull   /* a closed-loop room without a delivery for so long has stalled */
+#define QUIET_NS 300000000ull   /* a closed-loop room without a delivery for so long may have stalled */
+#define PATIENCE 2.0            /* seconds that it gets to show that it has not */
 
 enum state { UNUSED, CONNECTING, UPGRADING, OPEN, CLOSED };
 
@@ -140,10 +141,14 @@ static double core_busy(int core) { /* seconds since boot, stolen time included 
     return busy;
 }
 
-static struct sample { uint64_t at, own, watched; double busy[2]; } started, ended;
+static struct sample { uint64_t at, own, watched, deliveries, sent, reads, spun; double busy[2]; } started, ended;
 
 static struct sample sample(void) {
-    struct sample s = {clock_ns(CLOCK_MONOTONIC), clock_ns(CLOCK_PROCESS_CPUTIME_ID), watched_ns(), {core_busy(options.cores[0]), core_busy(options.cores[1])}};
+    struct sample s = {
+        .at = clock_ns(CLOCK_MONOTONIC), .own = clock_ns(CLOCK_PROCESS_CPUTIME_ID), .watched = watched_ns(),
+        .deliveries = deliveries, .sent = sent, .reads = reads, .spun = spun,
+        .busy = {core_busy(options.cores[0]), core_busy(options.cores[1])},
+    };
     return s;
 }
 
@@ -162,7 +167,6 @@ static double percentile(const uint32_t *histogram, uint64_t count, double share
 }
 
 static void start_measuring(void) {
-    deliveries = sent = reads = spun = 0;
     measuring = 1;
     started = sample();
 }
@@ -416,6 +420,8 @@ static void keep_pace(void) { /* open loop: what is due by now is sent; its stam
     }
 }
 
+/* Measuring, it never sleeps: to wake a sleeper on the other core costs whoever writes to it as much as the write itself,
+   and a client on another machine does not cost the server that. Time in which nothing had come is counted as `spun`. */
 static int turn_once(int wait) { /* one epoll round; returns the number of events */
     struct epoll_event events[512];
     int count = epoll_wait(poller, events, 512, wait), paced = messages_flow && gap;
@@ -451,7 +457,7 @@ static double open_all(void) { /* seconds until the last one was upgraded */
             dialled++;
         }
         uint64_t before = now;
-        if (!turn_once(0)) spun += now - before; /* a client elsewhere costs the server no wake-up either: so no sleep */
+        if (!turn_once(0)) spun += now - before;
         if (closed_by_server) die("%d of %d connections open, then: %s", opened, total, first_failure);
         if (now > 120000000000ull) die("%d of %d connections open after 120 s", opened, total);
     }
@@ -463,23 +469,32 @@ static void run_for(double seconds) {
     uint64_t until = now + (uint64_t)(seconds * 1e9);
     while (now < until) {
         uint64_t before = now;
-        if (!turn_once(gap ? 0 : 20)) spun += now - before;
+        if (!turn_once(0)) spun += now - before;
         if (messages_flow && gap) keep_pace();
     }
 }
 
+static int count_stalled(uint64_t since) {
+    int stalled = 0;
+    for (int i = 0; messages_flow && i < options.rooms; i++) stalled += rooms[i].last < since;
+    return stalled;
+}
+
 static void answer(double setup) {
     double seconds = (double)(ended.at - started.at) / 1e9, own = (double)(ended.own - started.own) / 1e9;
-    int stalled = 0, alive = 0;
-    if (messages_flow)
-        for (int i = 0; i < options.rooms; i++) stalled += now - rooms[i].last > QUIET_NS;
+    uint64_t since = now - QUIET_NS;
+    int alive = 0;
+    measuring = 0;
+    if (count_stalled(since)) run_for(PATIENCE); /* a server kept off its core stands still, too */
+    int stalled = count_stalled(since);
     for (int i = 0; i < total; i++) alive += connections[i].state == OPEN;
     printf("{\"mode\": \"%s\", \"connections\": %d, \"alive\": %d, \"setup_seconds\": %.6f, \"seconds\": %.6f, ", options.mode, total, alive, setup, seconds);
-    printf("\"sent\": %llu, \"deliveries\": %llu, \"rate\": %.1f, ", (unsigned long long)sent, (unsigned long long)deliveries, (double)deliveries / seconds);
+    uint64_t delivered = ended.deliveries - started.deliveries, read = ended.reads - started.reads;
+    printf("\"sent\": %llu, \"deliveries\": %llu, \"rate\": %.1f, ", (unsigned long long)(ended.sent - started.sent), (unsigned long long)delivered, (double)delivered / seconds);
     printf("\"p50_ms\": %.3f, \"p99_ms\": %.3f, \"p999_ms\": %.3f, ", percentile(latency, latencies, .5), percentile(latency, latencies, .99), percentile(latency, latencies, .999));
-    printf("\"late_p99_ms\": %.3f, \"own_share\": %.4f, \"spun_share\": %.4f, ", percentile(lateness, late_count, .99), own / seconds, (double)spun / 1e9 / seconds);
+    printf("\"late_p99_ms\": %.3f, \"own_share\": %.4f, \"spun_share\": %.4f, ", percentile(lateness, late_count, .99), own / seconds, (double)(ended.spun - started.spun) / 1e9 / seconds);
     printf("\"server_cpu_s\": %.6f, \"core_busy_s\": [%.2f, %.2f], ", (double)(ended.watched - started.watched) / 1e9, ended.busy[0] - started.busy[0], ended.busy[1] - started.busy[1]);
-    printf("\"per_read\": %.2f, \"checked\": %llu, \"unstamped\": %llu, \"failed\": %llu, ", reads ? (double)deliveries / (double)reads : 0, (unsigned long long)checked, (unsigned long long)unstamped, (unsigned long long)failed);
+    printf("\"per_read\": %.2f, \"checked\": %llu, \"unstamped\": %llu, \"failed\": %llu, ", read ? (double)delivered / (double)read : 0, (unsigned long long)checked, (unsigned long long)unstamped, (unsigned long long)failed);
     printf("\"others\": %llu, \"pings\": %llu, \"closed\": %llu, \"stalled\": %d, \"first_failure\": \"%s\"}\n", (unsigned long long)others, (unsigned long long)pings, (unsigned long long)closed_by_server, stalled, first_failure);
     fflush(stdout);
 }

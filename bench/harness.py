@@ -86,6 +86,7 @@ class Row:
     ratio: bool = True  # the goal is a ratio to the baseline, else in `unit`
     at_least: bool = True  # the goal is a floor, else a ceiling
     compare: bool = True  # show the ratio to the baseline (it did the same work)
+    steady: bool = False  # whatever else runs on the machine
     against: str | None = None  # the ratio is to this contestant, not to the baseline
 
     def reached(self, ours: float, ratio: float | None) -> bool | None:
@@ -361,9 +362,8 @@ def figures(raw: Mapping[str, Any]) -> Figures:
     # /proc/stat has steps of 10 ms and samples; so a little less than nothing is possible
     kept["foreign"] = max(0.0, (server_core - raw["server_cpu_s"]) / seconds)
     kept["foreign_generator"] = max(0.0, generator_core / seconds - own)
-    # these two poll all the time: what counts is how much of the core was not spent on finding nothing
-    polls = raw["mode"] in {"open", "idle"}
-    kept["generator_share"] = max(0.0, own - float(raw["spun_share"])) if polls else own
+    # it polls all the time: what counts is how much of the core was not spent on finding nothing
+    kept["generator_share"] = own * max(0.0, 1 - float(raw["spun_share"]))
     if raw["deliveries"]:
         kept["cpu_us"] = raw["server_cpu_s"] / raw["deliveries"] * 1e6
     return kept

@@ -41,7 +41,8 @@ def summary(result: Result, row: Row) -> dict[str, Any]:
     peer = row.against or (question.baseline.name if question.baseline else None)
     ratio = statistics.median(ratios) if ratios else None
     right = not any(run.faults for run in result.runs if run.who == who)
-    reached = row.reached(ours, ratio) if ours is not None else None
+    undisturbed = row.steady or all(disturbed(result, name) <= 0.5 for name in (who, peer) if name)
+    reached = row.reached(ours, ratio) if ours is not None and undisturbed else None
     return {
         "question": question.name,
         "what": row.what,
@@ -73,7 +74,7 @@ def table(results: Sequence[Result]) -> str:
                     f"{seen['ratio']:.2f}×" if seen["ratio"] is not None else "",
                     f"{min(ratios):.2f}–{max(ratios):.2f}" if ratios else "",
                     seen["goal"],
-                    {True: "yes", False: "NO", None: ""}[seen["reached"]],
+                    {True: "yes", False: "NO", None: "?" if row.goal is not None else ""}[seen["reached"]],
                     number(seen["others"].get("node tick")),
                 )
             )
@@ -93,6 +94,12 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(out)
 
 
+def disturbed(result: Result, who: str) -> float:
+    """The share of its runs that others disturbed."""
+    runs = [run for run in result.runs if run.who == who]
+    return sum(run.disturbance > 1 for run in runs) / len(runs) if runs else 0.0
+
+
 def conditions(result: Result) -> str:
     """What to know before believing a row: other load, the generator's share, faults."""
     runs = result.runs
@@ -101,9 +108,9 @@ def conditions(result: Result) -> str:
     share = max(run.figures.get("generator_share", 0.0) for run in runs)
     parts = [f"foreign load on the server's core {max(foreign):.0%}, on the generator's {max(others):.0%}"]
     parts.append(f"generator at most {share:.0%} of its core")
-    disturbed = sum(run.disturbance > 1 for run in runs)
-    if disturbed:
-        parts.append(f"DISTURBED: {disturbed} of {len(runs)} runs")
+    bad = sum(run.disturbance > 1 for run in runs)
+    if bad:
+        parts.append(f"DISTURBED: {bad} of {len(runs)} runs")
     if generator_is_the_limit(result):
         parts.append("GENERATOR MAY BE THE LIMIT")
     faults = sorted({f"{run.who}: {fault}" for run in runs for fault in run.faults})

@@ -152,10 +152,24 @@ class Serving:
     def settle(self, *sockets: socket.socket) -> None:
         """Waits until the server has read all that was sent to it, and has answered."""
         deadline = time.monotonic() + PATIENCE
-        while any(unread(s.fileno(), termios.TIOCOUTQ) for s in sockets) or self.call(self._unread):
-            assert time.monotonic() < deadline, "the server does not read"
+        while (any(map(is_under_way, sockets)) and not self.call(self._holds)) or self.call(self._unread):
+            assert time.monotonic() < deadline, f"the server does not read: {self.call(self._state_of_reading)}"
             time.sleep(0.001)
         self.call(lambda: None)
+
+    def _state_of_reading(self) -> list[tuple[str, bool, bool, int]]:
+        """Of each connection: what it is, whether it reads, whether it closes, bytes that wait."""
+        found = []
+        for one in (*self.server.websockets.connections, *self.server.fronts):
+            transport = one._transport
+            sock = transport.get_extra_info("socket")
+            waits = unread(sock.fileno(), termios.FIONREAD) if sock is not None and sock.fileno() >= 0 else -1
+            found.append((type(one).__name__, transport.is_reading(), transport.is_closing(), waits))
+        return found
+
+    def _holds(self) -> bool:
+        """Somebody is over the rate, and not read until time has passed."""
+        return any(not connection._transport.is_reading() for connection in self.server.websockets.connections)
 
     def _unread(self) -> bool:
         transports = [c._transport for c in self.server.websockets.connections]
@@ -254,6 +268,17 @@ def serving(
                 assert not it.faults and not it.log.faults, f"faults: {it.log.faults}"
         finally:
             it.stop()
+
+
+def is_under_way(sock: socket.socket) -> bool:
+    """Something was sent, and not read yet by a server that still listens."""
+    return is_open(sock) and unread(sock.fileno(), termios.TIOCOUTQ) > 0
+
+
+def is_open(sock: socket.socket) -> bool:
+    """Whether the server has neither closed nor reset the connection; what it said before may still be unread."""
+    state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    return state == 1  # TCP_ESTABLISHED of the kernel's tcp_states.h
 
 
 def unread(fd: int, what: int) -> int:

@@ -47,7 +47,7 @@ def test_foreign_load_is_what_the_server_did_not_use_itself() -> None:
 
 
 def test_polling_in_vain_does_not_count_as_work_of_the_generator() -> None:
-    seen = figures({**RAW, "mode": "open", "own_share": 1.0, "spun_share": 0.6})
+    seen = figures({**RAW, "own_share": 1.0, "spun_share": 0.6})
     assert seen["generator_share"] == pytest.approx(0.4)
 
 
@@ -76,6 +76,15 @@ def test_a_row_with_faults_is_never_reached() -> None:
     runs.runs[-1].figures["unstamped"] = 1
     assert summary(runs, runs.question.rows[0])["reached"] is False
     assert "FAULTS: ours: unstamped 1" in conditions(runs)
+
+
+def test_disturbed_runs_decide_nothing() -> None:
+    runs = result((Row("x", "rate", "1/s", goal=9.0),), node=[10.0, 10.0, 10.0], ours=[95.0, 95.0])
+    assert summary(runs, runs.question.rows[0])["reached"] is True
+    for run in runs.runs:
+        run.figures["foreign"] = 0.5
+    assert summary(runs, runs.question.rows[0])["reached"] is None
+    assert "DISTURBED: 5 of 5 runs" in conditions(runs)
 
 
 def test_a_saturated_generator_is_named() -> None:

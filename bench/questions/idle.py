@@ -23,7 +23,7 @@ QUESTION = Question(
     others=(NODE_GREETS,),
     measure=measure,
     rows=(
-        Row("rss_kb", "resident memory per connection", "kB", goal=7.0, ratio=False, at_least=False),
+        Row("rss_kb", "resident memory per connection", "kB", goal=7.0, ratio=False, at_least=False, steady=True),
         Row("setup_rate", "set up, peer announces joins too", "1/s", goal=1.3, against=NODE_GREETS.name),
         Row("setup_rate", "set up, peer says nothing", "1/s", goal=1.3),
         Row("setup_cpu_us", "CPU per connection, peer says nothing", "µs"),

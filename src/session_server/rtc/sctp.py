@@ -29,9 +29,9 @@ AHEAD: Final = 4096  # TSNs above the cumulative one that are taken
 GAPS: Final = 64  # blocks in a SACK
 STREAMS: Final = 1024
 COOKIE_LIFE: Final = 60.0  # seconds (§15)
-RTO_FIRST: Final = 1.0  # seconds (§15)
+RTO_FIRST: Final = 0.4  # seconds; §15 says 1, and a player would notice it when a first packet is lost
 RTO_LEAST: Final = 0.2  # §15 says 1; a game that waits a second has lost it, and TCP waits as little
-RTO_MOST: Final = 10.0
+RTO_MOST: Final = 2.0  # §15 says 60: a game that waited so long is over
 MAX_RETRANSMITS: Final = 10  # in a row without an answer, then the peer is gone (§15, Association.Max.Retrans)
 SACK_DELAY: Final = 0.02  # seconds; §6.2 allows 0.5
 FIRST_WINDOW: Final = 10 * MAX_PACKET  # bytes (as TCP, RFC 6928)
@@ -725,7 +725,7 @@ class Association:
     # --- data in (§6.2, §6.5, §6.9) -----------------------------------------------------------------------------------
 
     def _receive_data(self, packet: bytes, at: int, flags: int, size: int, now: float) -> None:
-        if size <= 16 or self._state not in {"established", "echoed", "shutdown"}:
+        if size <= 16 or self._state not in {"established", "shutdown"}:
             raise ValueError(f"DATA of {size} bytes in state {self._state}, expected more than 16")
         _, _, _, wire, stream, number, ppid = DATA_HEAD.unpack_from(packet, at)
         tsn = unwrap(wire, self._cumulative)

@@ -30,6 +30,8 @@ LARGEST: Final = 2048  # bytes of a datagram that is read
 BUFFER: Final = 4 * 1024 * 1024  # bytes of the socket's own buffers
 TICK: Final = 0.02  # seconds between two looks at what is due
 HANDSHAKES: Final = 100.0  # per second; each costs a millisecond or two
+MAX_EARLY: Final = 256  # checks that came before their answer
+EARLY_FOR: Final = 2.0  # seconds they are kept
 MAX_ANSWER: Final = 16 * 1024  # characters of an SDP answer
 TEXT, BINARY = b"\0", b"\1"  # kinds in a blob
 
@@ -69,6 +71,7 @@ class DataChannels:
         self._by_ufrag: dict[str, DataChannel] = {}
         self._by_client: dict[Client, DataChannel] = {}
         self._by_address: dict[Address, DataChannel] = {}
+        self._early: dict[str, tuple[float, bytes, Address]] = {}  # ufrag → a check that came before its answer
         self._dirty: set[DataChannel] = set()
         self._handshakes = Bucket(HANDSHAKES, HANDSHAKES)
         self._per_address = Tally(config.peers_per_address)
@@ -124,7 +127,11 @@ class DataChannels:
         first = data[0] if data else 255
         channel = None
         if first <= 3:
-            channel = self._by_ufrag.get(stun.ufrag_of(data) or "")
+            ufrag = stun.ufrag_of(data) or ""
+            channel = self._by_ufrag.get(ufrag)
+            if channel is None and ufrag:
+                self._hold_early(ufrag, data, address, now)
+                return
         elif 20 <= first <= 63:
             channel = self._by_address.get(address)
         if channel is None:
@@ -135,6 +142,13 @@ class DataChannels:
             self._follow(channel)
         self._take_events(channel, now)
         self._dirty.add(channel)
+
+    def _hold_early(self, ufrag: str, data: bytes, address: Address, now: float) -> None:
+        """A browser's first check overtakes its answer; dropped, it is repeated only 50 ms later."""
+        self._early.pop(ufrag, None)
+        if len(self._early) >= MAX_EARLY:
+            del self._early[next(iter(self._early))]
+        self._early[ufrag] = (now, data, address)
 
     def _follow(self, channel: DataChannel) -> None:
         """The addresses from which this peer may send, after it has shown another one."""
@@ -212,6 +226,10 @@ class DataChannels:
         peer = datachannel.Peer.serve(self._options, credentials, parsed, token_bytes, now)
         channel = DataChannel(self, client, peer, credentials.ufrag, address)
         self._by_ufrag[credentials.ufrag] = self._by_client[client] = channel
+        early = self._early.pop(credentials.ufrag, None)
+        if early is not None and now - early[0] < EARLY_FOR:
+            self._receive(early[1], early[2], now)
+            self._wake(0.0)
         if self._timer is None:
             self._timer = self._loop.call_later(TICK, self._tick)
 
