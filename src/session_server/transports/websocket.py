@@ -321,7 +321,9 @@ class Connection(asyncio.Protocol):
         """Takes what is there, but not so much that others wait long, and of who is over its rate not at once again."""
         at, self._turn = 0, FRAMES_AT_ONCE
         while at < len(data):
-            if self._waits or (self._turn <= 0 and not self._closed):  # on_auth has not spoken yet; others have a turn
+            if self._closed and self._turn <= 0:  # it was told to stop; the rest of this is not worth reading
+                return
+            if self._waits or self._turn <= 0:  # on_auth has not spoken yet; others have a turn
                 self._keep(data[at:], 0)
                 break
             at = self._read_fast(data, at) if self._rare is None else self._read_rare(data, at)
