@@ -24,11 +24,15 @@ def main(words: list[str] | None = None) -> int:
         "--quick", action="store_true", help="fewer and shorter runs, without the peers for information"
     )
     parser.add_argument("--repeats", type=int, metavar="N", help="runs per contestant")
+    parser.add_argument(
+        "--poll", action="store_true", help="clients never sleep, so waking them costs no server anything"
+    )
     parser.add_argument("--no-save", action="store_true", help="print only, write no JSON")
     given = parser.parse_args(words)
     settings = QUICK if given.quick else Settings()
     if given.repeats:
         settings = replace(settings, repeats=max(1, given.repeats))
+    settings = replace(settings, poll=given.poll)
     asked = [question for question in QUESTIONS if not given.only or question.name in given.only]
     try:
         prepare()
@@ -43,7 +47,7 @@ def main(words: list[str] | None = None) -> int:
     print(report.table(results))
     print(f"\n{time.monotonic() - began:.0f} s; commit {report.commit()}; ratios are medians of paired runs")
     if not given.no_save:
-        path = report.save(results, given.quick, cores, LIMITS)
+        path = report.save(results, settings, cores, LIMITS)
         print(f"all runs: bench/results/{path.name}")
     return 1 if any(run.faults for result in results for run in result.runs if run.who == "ours") else 0
 

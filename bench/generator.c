@@ -7,7 +7,9 @@
    generator source --port P                                 no client: a server that sends without pause ...
    generator absorb --port P --connections N                 ... and clients that only read: the generator's own limit
 
-   Common: --warm SECONDS --measure SECONDS --watch PID[,PID...] (whose CPU time to count) --cores A,B (whose load to log).
+   Common: --warm SECONDS --measure SECONDS --watch PID[,PID...] (whose CPU time to count) --cores A,B (whose load to log)
+   --poll 1 (never sleep, as the open loop does: to wake a sleeper on the other core costs whoever writes to it about as much
+   as the write itself, and a client on another machine does not cost the server that).
    Answers with one JSON object on stdout. WebSocket clients offer no subprotocol (the classic dialect) and know just
    enough of RFC 6455 to be a correct client of a correct server. */
 
@@ -70,7 +72,7 @@ struct room {
 
 static struct options {
     const char *mode;
-    int port, rooms, size, window, connections, cores[2];
+    int port, rooms, size, window, connections, poll, cores[2];
     double rate, warm, measure;
     const char *watch;
 } options = {.rooms = 1, .size = 2, .window = 1, .connections = 1, .rate = 1000, .warm = 0.3, .measure = 1.2, .watch = "", .cores = {0, 1}};
@@ -420,8 +422,6 @@ static void keep_pace(void) { /* open loop: what is due by now is sent; its stam
     }
 }
 
-/* Measuring, it never sleeps: to wake a sleeper on the other core costs whoever writes to it as much as the write itself,
-   and a client on another machine does not cost the server that. Time in which nothing had come is counted as `spun`. */
 static int turn_once(int wait) { /* one epoll round; returns the number of events */
     struct epoll_event events[512];
     int count = epoll_wait(poller, events, 512, wait), paced = messages_flow && gap;
@@ -457,7 +457,7 @@ static double open_all(void) { /* seconds until the last one was upgraded */
             dialled++;
         }
         uint64_t before = now;
-        if (!turn_once(0)) spun += now - before;
+        if (!turn_once(options.poll ? 0 : 1000)) spun += now - before;
         if (closed_by_server) die("%d of %d connections open, then: %s", opened, total, first_failure);
         if (now > 120000000000ull) die("%d of %d connections open after 120 s", opened, total);
     }
@@ -469,7 +469,7 @@ static void run_for(double seconds) {
     uint64_t until = now + (uint64_t)(seconds * 1e9);
     while (now < until) {
         uint64_t before = now;
-        if (!turn_once(0)) spun += now - before;
+        if (!turn_once(options.poll ? 0 : 20)) spun += now - before;
         if (messages_flow && gap) keep_pace();
     }
 }
@@ -492,6 +492,7 @@ static void answer(double setup) {
     uint64_t delivered = ended.deliveries - started.deliveries, read = ended.reads - started.reads;
     printf("\"sent\": %llu, \"deliveries\": %llu, \"rate\": %.1f, ", (unsigned long long)(ended.sent - started.sent), (unsigned long long)delivered, (double)delivered / seconds);
     printf("\"p50_ms\": %.3f, \"p99_ms\": %.3f, \"p999_ms\": %.3f, ", percentile(latency, latencies, .5), percentile(latency, latencies, .99), percentile(latency, latencies, .999));
+    printf("\"polls\": %d, ", options.poll);
     printf("\"late_p99_ms\": %.3f, \"own_share\": %.4f, \"spun_share\": %.4f, ", percentile(lateness, late_count, .99), own / seconds, (double)(ended.spun - started.spun) / 1e9 / seconds);
     printf("\"server_cpu_s\": %.6f, \"core_busy_s\": [%.2f, %.2f], ", (double)(ended.watched - started.watched) / 1e9, ended.busy[0] - started.busy[0], ended.busy[1] - started.busy[1]);
     printf("\"per_read\": %.2f, \"checked\": %llu, \"unstamped\": %llu, \"failed\": %llu, ", read ? (double)delivered / (double)read : 0, (unsigned long long)checked, (unsigned long long)unstamped, (unsigned long long)failed);
@@ -558,6 +559,7 @@ static void parse(int count, char **words) {
         if (!strcmp(name, "--port")) options.port = atoi(value);
         else if (!strcmp(name, "--rooms")) options.rooms = atoi(value);
         else if (!strcmp(name, "--size")) options.size = atoi(value);
+        else if (!strcmp(name, "--poll")) options.poll = atoi(value);
         else if (!strcmp(name, "--window")) options.window = atoi(value);
         else if (!strcmp(name, "--connections")) options.connections = atoi(value);
         else if (!strcmp(name, "--rate")) options.rate = atof(value);
@@ -601,6 +603,7 @@ int main(int count, char **words) {
     tell_time();
     if (paced) {
         gap = (uint64_t)(1e9 / options.rate);
+        options.poll = 1;
         next_due = now;
     }
     for (int i = 0; closed && i < options.rooms; i++) refill(i);

@@ -46,6 +46,7 @@ class Settings:
     repeats: int = 5
     warm: float = 0.3  # seconds
     measure: float = 1.2  # seconds
+    poll: bool = False  # clients that never sleep
     retries: int = 20  # runs that may be repeated because others used the core, in all
 
 
@@ -338,7 +339,7 @@ def _generator(
     words = [str(GENERATOR), mode, "--port", str(server.port)]
     words += ["--cores", f"{server.cores[0]},{server.cores[1]}"]
     words += ["--watch", ",".join(map(str, family(server.process.pid)))]
-    words += ["--warm", str(settings.warm), "--measure", str(settings.measure)]
+    words += ["--warm", str(settings.warm), "--measure", str(settings.measure), "--poll", str(int(settings.poll))]
     for name, value in options.items():
         words += [f"--{name}", f"{value:g}"]
     with pinned(server.cores[1]):
@@ -362,8 +363,8 @@ def figures(raw: Mapping[str, Any]) -> Figures:
     # /proc/stat has steps of 10 ms and samples; so a little less than nothing is possible
     kept["foreign"] = max(0.0, (server_core - raw["server_cpu_s"]) / seconds)
     kept["foreign_generator"] = max(0.0, generator_core / seconds - own)
-    # it polls all the time: what counts is how much of the core was not spent on finding nothing
-    kept["generator_share"] = own * max(0.0, 1 - float(raw["spun_share"]))
+    # where it polls all the time, what counts is how much was not spent on finding nothing
+    kept["generator_share"] = own * max(0.0, 1 - float(raw["spun_share"])) if raw["polls"] else own
     if raw["deliveries"]:
         kept["cpu_us"] = raw["server_cpu_s"] / raw["deliveries"] * 1e6
     return kept

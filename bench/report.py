@@ -11,10 +11,11 @@ import re
 import statistics
 import subprocess
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.harness import BENCH, PEERS, SATURATED, Result, Row
+from bench.harness import BENCH, PEERS, SATURATED, Result, Row, Settings
 
 RESULTS = BENCH / "results"
 LIBRARIES = ("session-server", "aiohttp", "msgspec", "uvloop", "websockets")
@@ -160,16 +161,16 @@ def _version(name: str) -> str | None:
         return None
 
 
-def save(results: Sequence[Result], quick: bool, cores: tuple[int, int], limits: dict[str, int]) -> Path:
+def save(results: Sequence[Result], settings: Settings, cores: tuple[int, int], limits: dict[str, int]) -> Path:
     """Writes everything, raw runs included; returns where."""
     now = datetime.datetime.now(datetime.UTC)
     at = commit()
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{now:%Y-%m-%d}-{at}{'-quick' if quick else ''}.json"
+    path = RESULTS / f"{now:%Y-%m-%d}-{at}{'-quick' if settings.quick else ''}.json"
     data = {
         "date": now.isoformat(timespec="seconds"),
         "commit": at,
-        "quick": quick,
+        "settings": asdict(settings),
         "machine": machine(),
         "cores": {"server": cores[0], "generator": cores[1]},
         "limits": limits,

@@ -165,7 +165,7 @@ class Wire(asyncio.Transport):
         if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__}")
         self.writes += 1
-        if self._closing:
+        if self._closing and not self.unsent:
             return
         if self.flows and not self.unsent:
             self._carry(bytes(data))

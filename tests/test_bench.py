@@ -20,6 +20,7 @@ RAW = {
     "rate": 500.0,
     "own_share": 0.5,
     "spun_share": 0.0,
+    "polls": 0,
     "server_cpu_s": 1.5,
     "core_busy_s": [1.9, 1.1],
     "first_failure": "",
@@ -47,7 +48,7 @@ def test_foreign_load_is_what_the_server_did_not_use_itself() -> None:
 
 
 def test_polling_in_vain_does_not_count_as_work_of_the_generator() -> None:
-    seen = figures({**RAW, "own_share": 1.0, "spun_share": 0.6})
+    seen = figures({**RAW, "own_share": 1.0, "spun_share": 0.6, "polls": 1})
     assert seen["generator_share"] == pytest.approx(0.4)
 
 
