@@ -412,10 +412,11 @@ class Connection(asyncio.Protocol):
 
     def _after_rare(self, rare: RareFrames) -> None:
         """Sends what the library answers, and sees whether the connection ended by it."""
+        was_closed = self._closed
         if not rare.open and self.core is not None:
             self.core.flush(self._server.enter())  # what the room sent before stands before the close
         for data in rare.protocol.data_to_send():
-            if data:
+            if data and not was_closed:  # afterwards it could only be pongs
                 self.write(data)
         if rare.open:
             return
@@ -525,12 +526,12 @@ class Connection(asyncio.Protocol):
             return
         self._closed = True
         self.client = self.core = None
-        if self._rare is None:
-            self._rare = RareFrames(self._limit)
-        # RFC 6455 §5.5: a control frame carries at most 125 bytes, two of them the code
-        self._rare.protocol.send_close(code, reason.encode()[:120].decode(errors="ignore"))
-        for data in self._rare.protocol.data_to_send():
-            self.write(data)
+        rare = self._rare = self._rare or RareFrames(self._limit)
+        if rare.open:  # else the library has said goodbye already
+            # RFC 6455 §5.5: a control frame carries at most 125 bytes, two of them the code
+            rare.protocol.send_close(code, reason.encode()[:120].decode(errors="ignore"))
+            for data in rare.protocol.data_to_send():
+                self.write(data)
         self._server.closing.add(self, self._server.clock())
         if not self._transport.is_reading():
             self._transport.resume_reading()
