@@ -140,7 +140,10 @@ class Front(asyncio.Protocol):
             self._http.connection_lost(None)
             self._http = None
         self._leave()
-        self._server.websockets.upgrade(self._transport, head, bytes(self._buffer))
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        self._busy = True  # nothing that comes later is for us
+        self._server.websockets.upgrade(self._transport, head, rest)
 
     def _refuse(self, status: int, line: str) -> None:
         """Answers by itself and ends the connection: what follows cannot be told apart any more."""
@@ -249,7 +252,13 @@ class Server:
         await self.verifier.start()
         for listener in sockets if sockets is not None else bind(self.config):
             self._listeners.append(
-                await self._loop.create_server(lambda: Front(self), sock=listener, ssl=tls, backlog=4096)
+                await self._loop.create_server(
+                    lambda: Front(self),
+                    sock=listener,
+                    backlog=4096,
+                    ssl=tls,
+                    ssl_handshake_timeout=HEAD_WITHIN if tls else None,
+                )
             )
             self.ports.append(listener.getsockname()[1])
         self.channels.listen(bind_udp(self.config, self.ports[0]) if datagrams is None else datagrams)
