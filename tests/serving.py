@@ -218,12 +218,8 @@ class Serving:
     ) -> Peer:  # fmt: skip
         """Asks for a WebSocket; `status` of the peer says with which success."""
         sock = self.tcp(receive_buffer)
-        try:
-            sock.sendall(upgrade_head(path, self.host, subprotocol, headers))
-            return Peer(sock)
-        except BaseException:
-            sock.close()
-            raise
+        sock.sendall(upgrade_head(path, self.host, subprotocol, headers))
+        return Peer(sock)
 
     def join(
         self, path: str = "/session/field", subprotocol: str | None = None, hello: Mapping[str, Any] | None = None,
