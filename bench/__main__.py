@@ -12,7 +12,7 @@ from bench.contestants import LIMITS
 from bench.harness import BenchError, Run, Settings, ask, choose_cores, prepare, raise_file_limit
 from bench.questions import QUESTIONS
 
-QUICK = Settings(quick=True, repeats=2, warm=0.25, measure=0.7, retries=6)
+QUICK = Settings(quick=True, repeats=2, warm=0.25, measure=0.7, retries=3)
 FILES = 10_200  # open files that the idle connections need
 
 
