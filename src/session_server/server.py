@@ -130,7 +130,8 @@ class Front(asyncio.Protocol):
         if self._buffer:
             self._server.heads.add(self, self._server.clock())
             asyncio.get_running_loop().call_soon(self._advance)
-        if not self._transport.is_closing() and not self._transport.is_reading():
+        room = len(self._buffer) <= MAX_HEAD
+        if room and not self._transport.is_closing() and not self._transport.is_reading():
             self._transport.resume_reading()
 
     def _upgrade(self, head: bytes) -> None:
