@@ -121,6 +121,8 @@ class Front(asyncio.Protocol):
         self._http.data_received(head)
         if self._body:
             self._advance()
+        if len(self._buffer) > MAX_HEAD:
+            self._transport.pause_reading()
 
     def answered(self) -> None:
         """The answer has been written; on to the next request, if there is one."""
