@@ -608,6 +608,15 @@ def test_a_kicked_client_hears_the_last_word_and_the_connection_ends_when_it_ans
     assert peer.wire.lost and not peer.wire.aborted
 
 
+def test_a_reason_that_is_no_text_is_no_reason_to_stay() -> None:
+    house = House(Diary)
+    peer = house.join()
+    (client,) = house.rooms.rooms["field"].clients.values()
+    client.kick("\ud800" * 200)
+    house.turn()
+    assert peer.code() == 4001 and not house.rooms.rooms["field"].clients
+
+
 def test_a_kicked_client_that_does_not_answer_is_cut() -> None:
     house = House(Diary)
     peer, other = house.join(), house.join()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import accumulate
+from operator import itemgetter
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")  # what is sent: a message, or a raw room's str or bytes
@@ -14,6 +15,8 @@ Client = TypeVar("Client")  # anything hashable
 
 Write = Callable[[bytes], object]
 Edit = tuple[int, int, bytes]  # (start, stop, data): this client is sent `data` instead of frames[start:stop]
+
+PLACE = itemgetter(0, 1)
 
 
 class Stream(Generic[Client, Item]):
@@ -23,7 +26,7 @@ class Stream(Generic[Client, Item]):
     exceptions are kept as edits beside the common frames, so all others share one `bytes`.
     """
 
-    __slots__ = ("_edits", "_frames", "behind", "dialect", "members", "pack", "reliable", "unreliable")
+    __slots__ = ("_edits", "_frames", "_left_out", "behind", "dialect", "members", "pack", "reliable", "unreliable")
 
     def __init__(
         self, pack: Callable[[Item], bytes | None], dialect: object, reliable: bool = True, unreliable: bool = True,
@@ -38,7 +41,8 @@ class Stream(Generic[Client, Item]):
         self.behind = behind
         self.members: dict[Client, Write] = {}
         self._frames: list[bytes] = []
-        self._edits: dict[Client, list[Edit]] = {}
+        self._left_out: list[Client | None] = []  # per frame: its sender, who is not sent it
+        self._edits: dict[Client, list[Edit]] = {}  # the rarer exceptions
 
     def add(self, client: Client, write: Write) -> None:
         """From now on; what was pushed before in this tick is not for this client."""
@@ -53,90 +57,89 @@ class Stream(Generic[Client, Item]):
     def push(self, item: Item, exclude: Client | None = None) -> None:
         """To all but `exclude`; nothing happens if the dialect has no form for it."""
         frame = self.pack(item)
-        if frame is None:
-            return
-        frames = self._frames
-        frames.append(frame)
-        if exclude is not None and exclude in self.members:
-            count = len(frames)
-            self._edit(exclude, (count - 1, count, b""))
+        if frame is not None:
+            self._frames.append(frame)
+            self._left_out.append(exclude)
 
     def insert(self, client: Client, item: Item) -> None:
         """To this client alone, in its place among what all are sent."""
         frame = self.pack(item)
         if frame is not None:
             count = len(self._frames)
-            self._edit(client, (count, count, frame))
-
-    def _edit(self, client: Client, edit: Edit) -> None:
-        edits = self._edits.get(client)
-        if edits is None:
-            self._edits[client] = [edit]
-        else:
-            edits.append(edit)
+            self._edits.setdefault(client, []).append((count, count, frame))
 
     def flush(self) -> tuple[int, int]:
         """One write per client; returns frames and bytes written, over all clients."""
-        frames, edits = self._frames, self._edits
+        frames, left_out, edits = self._frames, self._left_out, self._edits
         if not frames and not edits:
             return 0, 0
-        self._frames, self._edits = [], {}
-        blob = frames[0] if len(frames) == 1 else b"".join(frames)
-        if not edits:
-            for write in tuple(self.members.values()):
-                write(blob)
-            return len(frames) * len(self.members), len(blob) * len(self.members)
-        splice = Splice(frames, blob)
-        count = size = plain = 0
-        for client, write in tuple(self.members.items()):  # a snapshot, since a first write replaces `write`
-            own = edits.get(client)
-            if own is None:
-                if blob:
-                    write(blob)
-                    plain += 1
-                continue
-            data, number = splice.apply(own)
+        self._frames, self._left_out, self._edits = [], [], {}
+        # A snapshot, since a first write replaces `write`.
+        members = tuple(self.members.items())
+        if len(frames) == 1 and not edits:
+            frame, out = frames[0], left_out[0]
+            for client, write in members:
+                if client is not out:
+                    write(frame)
+            count = len(members) - (out in self.members)
+            return count, count * len(frame)
+        blob = b"".join(frames)
+        plain = None if edits else self._without_own(blob, frames, left_out)
+        own, difference = plain or self._edited(blob, frames, left_out, edits)
+        for client, write in members:
+            data = own.get(client, blob)
             if data:
                 write(data)
-                count += number
-                size += len(data)
-        return count + plain * len(frames), size + plain * len(blob)
+        size = len(blob) * (len(members) - len(own)) + sum(map(len, own.values()))
+        return len(frames) * len(members) + difference, size
+
+    def _without_own(
+        self, blob: bytes, frames: list[bytes], left_out: list[Client | None]
+    ) -> tuple[dict[Client, bytes], int] | None:
+        """What the senders of this tick are sent instead of `blob`, and by how many frames that differs over all. None:
+        one has sent twice. Nearly every tick is of this kind."""
+        own: dict[Client, bytes] = {}
+        stop = 0
+        for frame, out in zip(frames, left_out, strict=True):
+            start, stop = stop, stop + len(frame)
+            if out is not None and out in self.members:
+                if out in own:
+                    return None
+                own[out] = blob[:start] + blob[stop:]
+        return own, -len(own)
+
+    def _edited(
+        self, blob: bytes, frames: list[bytes], left_out: list[Client | None], edits: dict[Client, list[Edit]]
+    ) -> tuple[dict[Client, bytes], int]:
+        """The same, with all kinds of exceptions."""
+        for at, out in enumerate(left_out):
+            if out is not None:
+                edits.setdefault(out, []).append((at, at + 1, b""))
+        offsets = list(accumulate(map(len, frames), initial=0))
+        own: dict[Client, bytes] = {}
+        difference = 0
+        for client, changes in edits.items():
+            if client in self.members:
+                own[client], count = spliced(blob, offsets, changes)
+                difference += count - len(frames)
+        return own, difference
 
 
-class Splice:
-    """Common frames, and their join, with the edits of one client after another applied."""
+def spliced(blob: bytes, offsets: list[int], edits: list[Edit]) -> tuple[bytes, int]:
+    """`blob` with `edits` applied, and the number of frames in it; frame i is blob[offsets[i]:offsets[i + 1]].
 
-    __slots__ = ("_blob", "_frames", "_offsets")
-
-    def __init__(self, frames: list[bytes], blob: bytes) -> None:
-        self._frames = frames
-        self._blob = blob
-        self._offsets: list[int] = []  # frame i is blob[offsets[i]:offsets[i + 1]]
-
-    def apply(self, edits: list[Edit]) -> tuple[bytes, int]:
-        """What the client is sent, and the number of frames in it.
-
-        Its cost grows with the edits, not with the frames: a sender of many messages in one tick is cheap.
-        """
-        frames, blob = self._frames, self._blob
-        start, stop, data = edits[0]
-        if len(edits) == 1 and stop - start == len(frames):  # all is replaced: the sender of the only message
-            return data, 1 if data else 0
-        offsets = self._offsets
-        if not offsets:
-            offsets = self._offsets = list(accumulate(map(len, frames), initial=0))
-        if len(edits) == 1:
-            return blob[: offsets[start]] + data + blob[offsets[stop] :], len(frames) - stop + start + bool(data)
-        view = memoryview(blob)
-        parts: list[bytes | memoryview] = []
-        number = at = 0
-        for start, stop, data in edits:
-            if start > at:
-                parts.append(view[offsets[at] : offsets[start]])
-                number += start - at
-            if data:
-                parts.append(data)
-                number += 1
-            at = stop
-        parts.append(view[offsets[at] :])
-        return b"".join(parts), number + len(frames) - at
+    Its cost grows with the edits, not with the frames: a sender of many messages in one tick is cheap.
+    """
+    view = memoryview(blob)
+    parts: list[bytes | memoryview] = []
+    number = at = 0
+    for start, stop, data in sorted(edits, key=PLACE):  # stable: inserts at one place keep their order
+        if start > at:
+            parts.append(view[offsets[at] : offsets[start]])
+            number += start - at
+        if data:
+            parts.append(data)
+            number += 1
+        at = max(at, stop)
+    parts.append(view[offsets[at] :])
+    return b"".join(parts), number + len(offsets) - 1 - at

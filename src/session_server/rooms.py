@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from inspect import isawaitable
 from typing import Any, Final, Protocol
@@ -13,6 +14,7 @@ from .limits import Bucket, Buckets, network
 from .protocol import Close, Hello, LimitExceeded, PieceError, Refused, RoomFull, SessionError, piece_of
 from .room import ASYNC_LIMIT, FAULTS_LOGGED, Client, Link, Relay, Room, RoomCore, Services, Totals, User
 
+WRITES_AT_ONCE: Final = 64  # then the loop reads again before the next room's turn: half the latency, same batches
 EMPTY_FOR: Final = 60.0  # seconds an empty room is kept
 
 Outcome = Callable[["Client | None", "SessionError | None"], None]  # told once: the seat, or why there is none
@@ -60,7 +62,7 @@ class Rooms:
         self._verify, self._claim, self._release = verify, claim, release
         self._openings = Buckets(config.new_rooms_per_address / 60, config.new_rooms_per_address)
         self._routes: dict[type[Room], Routes] = {}
-        self._dirty: list[RoomCore] = []
+        self._dirty: deque[RoomCore] = deque()
         self._broken = Bucket(1, FAULTS_LOGGED)  # tracebacks of rooms that could not be made
         self._services = Services(
             config,
@@ -87,10 +89,14 @@ class Rooms:
         """Fires what is due, then writes what this tick brought. Returns when it wants to run again."""
         self._services.now = now
         self.timers.run(now)
-        dirty, self._dirty = self._dirty, []
-        for core in dirty:
+        dirty, writes = self._dirty, 0
+        for _ in range(len(dirty)):
+            core = dirty.popleft()
             core.flush(now)
-        return now if self._dirty else self.timers.due  # a flush can set timers too
+            writes += len(core.clients)
+            if writes >= WRITES_AT_ONCE:
+                break
+        return now if dirty else self.timers.due  # a flush can set timers too
 
     def _flush_later(self, core: RoomCore) -> None:
         if not self._dirty:

@@ -398,11 +398,16 @@ class Server:
         """Runs a room's async handler; `done` is told its value or its error, but not when the server ends."""
 
         async def run() -> None:
-            value, error = None, None
+            value: Any = None
+            error: BaseException | None = None
             try:
                 async with asyncio.timeout(seconds):
                     value = await awaitable
             except (Exception, SystemExit) as caught:
+                error = caught
+            except asyncio.CancelledError as caught:  # of something that the handler waited for, unless it is our end
+                if (task := asyncio.current_task()) is None or task.cancelling():
+                    raise
                 error = caught
             self.rooms.enter(self.clock())
             done(value, error)
