@@ -83,8 +83,9 @@ class Clock:
 class Serving:
     """A server that runs in a thread."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, plain: bool = False) -> None:
         self.config = config
+        self._loop_factory = None if plain else fastest_loop()
         self.log = Log()
         self.clock = Clock()
         self.server: Server
@@ -108,7 +109,7 @@ class Serving:
 
     def _run(self) -> None:
         try:
-            with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+            with asyncio.Runner(loop_factory=self._loop_factory) as runner:
                 runner.run(self._live())
         except BaseException as error:
             self._error = error
@@ -249,9 +250,13 @@ class Serving:
 
 @contextmanager
 def serving(
-    pieces: Path | str | Mapping[str, str] | None = None, expect_faults: bool = False, **settings: Any
+    pieces: Path | str | Mapping[str, str] | None = None,
+    expect_faults: bool = False,
+    plain: bool = False,
+    **settings: Any,
 ) -> Iterator[Serving]:
-    """A running server. `pieces`: a folder, or the files themselves (`{"echo": source}`, `{"page.html": …}`)."""
+    """A running server. `pieces`: a folder, or the files themselves (`{"echo": source}`, `{"page.html": …}`). `plain`:
+    on asyncio's own loop, even where uvloop is installed."""
     with tempfile.TemporaryDirectory() as folder:
         if pieces is None or isinstance(pieces, Mapping):
             for name, source in (pieces or {}).items():
@@ -260,7 +265,7 @@ def serving(
                 path.write_text(source, encoding="utf-8")
         settings = {"host": "127.0.0.1", "port": 0, "pieces": str(folder if pieces is None or isinstance(
             pieces, Mapping) else pieces)} | settings  # fmt: skip
-        it = Serving(Config(**settings))
+        it = Serving(Config(**settings), plain)
         it.start()
         try:
             yield it
@@ -427,6 +432,14 @@ class Peer:
         self.send_bytes(masked(CLOSE, b"" if code is None else code.to_bytes(2, "big")))
 
     # --- in -----------------------------------------------------------------------------------------------------------
+
+    def take(self) -> None:
+        """Takes what has come, to be looked at later: for a peer that sends a lot before it reads."""
+        self.sock.setblocking(False)
+        with suppress(BlockingIOError):
+            while more := receive(self.sock):
+                self._buffer += more
+        self.sock.settimeout(PATIENCE)
 
     def frame(self) -> tuple[int, bytes]:
         """The next frame, whole. Raises Cut at the end of the connection."""

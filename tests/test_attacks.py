@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import base64
 import json
+import select
 import socket
 import statistics
 import threading
@@ -386,6 +387,8 @@ class Attack:
                     break
                 send(sock, data)
                 self.it.settle(sock)
+                if self.peer is not None:
+                    self.peer.take()
                 self.there.pass_time(step["every"])
         else:
             send(sock, self.bytes_of(step, n))
@@ -512,6 +515,26 @@ def hammer_connections(it: Serving, data: bytes, stop: threading.Event) -> None:
             sock.sendall(data)
 
 
+def hammer_crowd(it: Serving, data: bytes, stop: threading.Event) -> None:
+    """As many connections as an address may have, in a room of their own; each sends as much as is read of it."""
+    with ExitStack() as stack:
+        unsent = {stack.enter_context(it.upgrade("/session/crowd")).sock: data for _ in range(60)}
+        for sock in unsent:
+            sock.setblocking(False)
+        while not stop.is_set():
+            readable, writable, _ = select.select(unsent, unsent, (), 0.05)
+            for sock in {*readable, *writable}:
+                try:
+                    if sock in readable:
+                        drain(sock)
+                    if sock in writable:
+                        unsent[sock] = unsent[sock][sock.send(unsent[sock]) :] or data
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    del unsent[sock]
+
+
 def drain(sock: socket.socket) -> None:
     sock.setblocking(False)
     with suppress(BlockingIOError):
@@ -541,6 +564,9 @@ HEAVY: dict[str, Callable[[Serving, threading.Event], None]] = {
         CHUNK // 6), stop),
     "empty fragments": lambda it, stop: hammer(it, ARENA, None, b"", EMPTY_FRAGMENTS * 30, stop),
     "binary content": lambda it, stop: hammer(it, ARENA, V1, b"", masked(BINARY, b"\1\1x\0\0\0\0") * 4000, stop),
+    "a crowd's pings": lambda it, stop: hammer_crowd(it, masked(PING) * 10_000, stop),
+    "a crowd's messages": lambda it, stop: hammer_crowd(it, masked(TEXT, b'{"type":"x"}') * 3600, stop),
+    "a crowd's fragments": lambda it, stop: hammer_crowd(it, EMPTY_FRAGMENTS * 30, stop),
     "requests in a row": lambda it, stop: hammer_http(it, request("/health", {"Host": it.host}) * 300, stop),
     "discovery in a row": lambda it, stop: hammer_http(it, request("/session/arena", {"Host": it.host}) * 300, stop),
     "half heads": lambda it, stop: hammer_connections(it, b"GET /health HTTP/1.1\r\nX: " + b"a" * 15000, stop),
@@ -559,14 +585,14 @@ def test_the_bystander_does_not_wait_while_the_server_is_hammered(name: str, pla
         thread = threading.Thread(target=HEAVY[name], args=(there.it, stop), name="hammer")
         thread.start()
         try:
-            paced(there.bystander, 0.1)
+            paced(there.bystander, 0.3)
             meanwhile = statistics.median(paced(there.bystander, 0.4))
         finally:
             stop.set()
             thread.join()
         there.calm()
         there.bystander.heard.clear()
-        if meanwhile <= max(20 * control, 0.05):
+        if meanwhile <= max(20 * control, 0.1):
             break
         assert attempt == 1, f"{meanwhile * 1000:.1f} ms, {meanwhile / control:.0f} times the usual"
 
@@ -593,7 +619,7 @@ def test_300_slow_heads_hold_nobody_up_and_are_all_cut(places: Places) -> None:
         for sock in held:
             sock.sendall(b"GET /health HTTP/1.1\r\nX-A: b\r\n")
         there.it.settle(*held)
-        assert statistics.median(paced(there.bystander, 0.2)) <= max(20 * control, 0.05)
+        assert statistics.median(paced(there.bystander, 0.2)) <= max(20 * control, 0.1)
         there.pass_time(11)
         assert all(receive(sock) == b"" for sock in held)
     assert there.it.refused["slow_head"] == before + 300
@@ -615,6 +641,32 @@ def test_a_reader_that_stalls_costs_bounded_memory(places: Places) -> None:
             most = max(most, it.call(unsent))
         assert most <= 3 * 1024 * 1024, "more is kept for a client that does not read than the limit says"
         assert deaf.closed() == 1013
+
+
+CANCELLED = """
+import asyncio
+from session_server import Room, on
+
+class Piece(Room):
+    @on("cancelled")
+    async def cancelled(self, client):
+        task = asyncio.get_running_loop().create_task(asyncio.sleep(60))
+        task.cancel()
+        await task
+
+    @on("well")
+    def well(self, client):
+        return "well"
+"""
+
+
+def test_a_handler_that_ends_cancelled_does_not_hold_its_room_for_ever() -> None:
+    with serving({"piece": CANCELLED}, expect_faults=True) as it, it.join("/session/piece", V1) as peer:
+        for number, type in ((1, "cancelled"), (2, "well")):
+            peer.send("session:ask", {"ask": number, "type": type})
+        assert peer.until("session:reply")["content"]["error"]["code"] == "failed"
+        assert peer.until("session:reply")["content"] == {"ask": 2, "content": "well"}
+        assert it.faults == 1
 
 
 def test_100_000_slugs_from_one_address_open_no_more_rooms_than_are_allowed() -> None:

@@ -137,11 +137,10 @@ def test_it_cannot_be_changed() -> None:
         ({"port": 70000}, "--port is 70000", "0 to 65535"),
         ({"port": -1}, "--port is -1", "0 to 65535"),
         ({"udp_port": 65536}, "--udp-port is 65536", "0 to 65535"),
-        *[({name: -1}, f"{flag_of(name)} is -1", "0 (no limit) or more") for name in LIMITS],
-        *[
-            ({name: float("nan")}, f"{flag_of(name)} is nan", "0 (no limit) or more")
-            for name in ("message_rate", "drain")
-        ],
+        *[({name: -1}, f"{flag_of(name)} is -1", "or more") for name in LIMITS],
+        ({"drain": float("inf")}, "--drain is inf", "0 seconds or more"),
+        ({"message_size": float("inf")}, "--message-size is inf", "0 (no limit) or more"),
+        *[({name: float("nan")}, f"{flag_of(name)} is nan", "or more") for name in ("message_rate", "drain")],
         ({"message_burst": 0.5}, "--message-burst is 0.5", "at least 1 message"),
         ({"byte_burst": 1000}, "--byte-burst is 1000", f"at least {MAX_LOBBY_MESSAGE}"),
         ({"byte_burst": 2e6, "message_size": 3_000_000}, "--byte-burst is 2e+06", "at least 3000000"),

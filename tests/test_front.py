@@ -41,9 +41,10 @@ HEALTH = request("/health", {"Host": "localhost"})
 PIECES = {"big.js": "x" * 3_000_000, "page.html": "<title>page</title>"}
 
 
-@pytest.fixture(scope="module")
-def it() -> Iterator[Serving]:
-    with serving(PIECES) as served:
+@pytest.fixture(scope="module", params=["fastest loop", "asyncio's loop"])
+def it(request: pytest.FixtureRequest) -> Iterator[Serving]:
+    """A loop's transports differ in what they do at the end of a connection."""
+    with serving(PIECES, plain=request.param == "asyncio's loop") as served:
         yield served
 
 
@@ -426,10 +427,11 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return str(folder / "cert.pem"), str(folder / "key.pem")
 
 
-def test_requests_and_websockets_over_tls(certificate: tuple[str, str]) -> None:
+@pytest.mark.parametrize("plain", [False, True])
+def test_requests_and_websockets_over_tls(certificate: tuple[str, str], plain: bool) -> None:
     cert, key = certificate
     client = ssl.create_default_context(cafile=cert)
-    with serving(PIECES, tls_cert=cert, tls_key=key) as it:
+    with serving(PIECES, plain=plain, tls_cert=cert, tls_key=key) as it:
         assert it.server.url == f"https://localhost:{it.port}"
         with client.wrap_socket(it.tcp(), server_hostname="localhost") as sock:
             sock.sendall(request("/session/field", {"Host": f"localhost:{it.port}"}))

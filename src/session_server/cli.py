@@ -7,7 +7,7 @@ import resource
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -39,10 +39,35 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class OneLine:
+    """A command that says in one line what is wrong with its flags, as it does for settings that cannot work."""
+
+    def main(self, *args: Any, **more: Any) -> Any:
+        try:
+            return super().main(*args, **more | {"standalone_mode": False})  # type: ignore[misc]
+        except click.ClickException as error:
+            stop(" ".join(error.format_message().split()))
+        except click.Abort:  # Ctrl+C before there is anything to stop
+            sys.exit(130)
+
+
+class Commands(OneLine, click.Group): ...
+
+
+class Command(OneLine, click.Command): ...
+
+
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(package_name="session-server")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Rooms for multiplayer browser pieces: one program, one port number, one URL per room."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @main.command()
@@ -52,7 +77,7 @@ def serve(**settings: Any) -> None:
     run(settings, lambda server, url: click.echo(f"session-server is ready on {url}"))
 
 
-@main.command("dev")
+@main.command("dev", cls=Command)
 @click.argument("folder", metavar="[DIR]", required=False)
 @click.option("--lan", is_flag=True, help="Open it to the local network.")
 @options
@@ -74,8 +99,12 @@ def run(settings: dict[str, Any], ready: Callable[[Server, str], None]) -> None:
         with asyncio.Runner(loop_factory=fastest_loop()) as runner:
             runner.run(live(config, log, ready))
     except ConfigError as error:
-        click.echo(f"session-server: {error}", err=True)
-        sys.exit(2)
+        stop(str(error))
+
+
+def stop(reason: str) -> NoReturn:
+    click.echo(f"session-server: {reason}", err=True)
+    sys.exit(2)
 
 
 async def live(config: Config, log: Any, ready: Callable[[Server, str], None]) -> None:

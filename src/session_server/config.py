@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from math import inf
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -77,8 +78,9 @@ class Config:
             if not 0 <= port <= 65535:
                 raise ConfigError(f"{flag} is {port}, expected 0 to 65535")
         for name in LIMITS:
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{flag_of(name)} is {getattr(self, name)}, expected 0 (no limit) or more")
+            if not 0 <= getattr(self, name) < inf:
+                least = "0 seconds" if name == "drain" else "0 (no limit)"
+                raise ConfigError(f"{flag_of(name)} is {getattr(self, name)}, expected {least} or more")
         if self.message_rate and self.message_burst < 1:
             raise ConfigError(f"--message-burst is {self.message_burst}, expected at least 1 message")
         if self.byte_rate and 0 < self.byte_burst < max(self.message_size, MAX_LOBBY_MESSAGE):

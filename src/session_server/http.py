@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import web, web_fileresponse
 from msgspec.json import encode
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -38,6 +38,9 @@ HOST: Final = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::
 CODESPACES: Final = re.compile(r"(?P<name>[a-z0-9-]+)-[0-9]+\.(?P<rest>(?:preview\.)?app\.github\.dev)")
 LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 SCRIPTS: Final = {"/session.js": "text/javascript", "/session.d.ts": "text/plain"}
+
+# As the environment's AIOHTTP_NOSENDFILE: asyncio's own loop, in the middle of a sendfile, does not see its client go.
+web_fileresponse.NOSENDFILE = True  # type: ignore[misc]
 
 Answer = web.StreamResponse
 

@@ -48,13 +48,14 @@ class Front(asyncio.Protocol):
     """One TCP connection as long as it speaks HTTP. Judges every request head: an upgrade goes to the WebSocket
     transport, all else to aiohttp, one request at a time (docs/decisions/0004)."""
 
-    __slots__ = ("_body", "_buffer", "_busy", "_http", "_server", "_transport")
+    __slots__ = ("_body", "_buffer", "_busy", "_ended", "_http", "_server", "_transport")
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self._buffer = bytearray()
         self._body = 0  # bytes of the request's body still to come
         self._busy = False  # a request is being answered
+        self._ended = False  # the client sends nothing more
         self._http: asyncio.Protocol | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -89,6 +90,8 @@ class Front(asyncio.Protocol):
             head = bytes(self._buffer[:end])
             del self._buffer[:end]
             self._judge(head)
+        elif self._ended:
+            self._transport.close()
 
     def _judge(self, head: bytes) -> None:
         self._server.heads.discard(self)
@@ -129,7 +132,7 @@ class Front(asyncio.Protocol):
         self._busy = False
         self._server.answering.discard(self)
         self._server.idle.add(self, self._server.clock())
-        if self._buffer:
+        if self._buffer or self._ended:
             self._server.heads.add(self, self._server.clock())
             asyncio.get_running_loop().call_soon(self._advance)
         room = len(self._buffer) <= MAX_HEAD
@@ -169,6 +172,7 @@ class Front(asyncio.Protocol):
             self._http.connection_lost(error)
 
     def eof_received(self) -> bool:
+        self._ended = True
         return self._busy  # a client may close its half and still wait for the answer
 
     def pause_writing(self) -> None:

@@ -74,11 +74,12 @@ class Pieces:
             if path.suffix not in {".py", ".html"} or slug.startswith(("_", ".")) or not path.is_file():
                 continue
             piece = found.setdefault(slug, Piece(slug))
-            if path.suffix == ".py":
+            if error := name_error(slug, path):
+                piece.error = error
+            elif path.suffix == ".py":
                 piece.code = path
             else:
                 piece.page = path
-            piece.error = piece.error or name_error(slug, path)
         for slug, piece in found.items():  # a page alone leaves the code of a built-in piece as it is
             known = self.table.get(slug)
             if known is not None and piece.code is None:
@@ -88,7 +89,7 @@ class Pieces:
         self.assets |= {
             path.relative_to(folder).as_posix(): path
             for path in sorted(folder.rglob("*"))
-            if path.suffix in ASSETS and path.is_file() and not any(part.startswith(".") for part in path.parts[-2:])
+            if path.suffix in ASSETS and path.is_file() and is_public(path, folder)
         }
 
     def _load(self, piece: Piece) -> None:
@@ -97,6 +98,12 @@ class Pieces:
                 piece.room_class = load_class(piece.slug, piece.code)
             except PieceError as error:
                 piece.error = str(error)
+
+
+def is_public(path: Path, folder: Path) -> bool:
+    """Nothing hidden, and nothing that a link brings in from elsewhere."""
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return not hidden and path.resolve().is_relative_to(folder.resolve())
 
 
 def name_error(slug: str, path: Path) -> str | None:
