@@ -120,6 +120,11 @@ class Extended(ClassicMessage, gc=False):
     extra: dict[str, Raw] = {}
 
 
+class Beside(Message, gc=False):
+    """From the data channel that a classic page has beside its WebSocket. Such a page expects what was sent by one kind
+    of wire on that wire alone, and would hear everything twice (docs/decisions/0009)."""
+
+
 class Binary(Struct, gc=False):
     """One message whose content is bytes."""
 
@@ -159,9 +164,10 @@ def not_a_message(why: object) -> ProtocolError:
 
 
 class Dialect:
-    """How messages are written on one kind of client's wire. Two instances exist: CLASSIC and V1."""
+    """How messages are written on one kind of client's wire: CLASSIC and V1 here, two more in geckos.py."""
 
     name: ClassVar[str]
+    beside = False  # its clients are the second wire of somebody who is here already: not announced, not counted
 
     def __init__(self, shape: type[Message]) -> None:
         self._decode: Callable[[str], Message] = Decoder(shape).decode
@@ -184,6 +190,10 @@ class Dialect:
     def encode(self, message: AnyMessage) -> bytes | None:
         """The bytes of a text frame (Message) or binary frame (Binary); None if this dialect is never sent such."""
         raise NotImplementedError
+
+    def reaches_sender(self, type: str) -> bool:
+        """Whether a message that is merely relayed comes back to whoever sent it."""
+        return False
 
 
 class _Fields(Struct):
@@ -214,7 +224,7 @@ class Classic(Dialect):
     def encode(self, message: AnyMessage) -> bytes | None:
         if message.__class__ is ClassicMessage:  # another classic client's, and most are
             return encode_json(message)
-        if isinstance(message, Binary):
+        if isinstance(message, Binary | Beside):
             return None
         if isinstance(message, Extended):
             keys = {"type": message.type, "content": message.content, **message.extra, "id": message.id}
@@ -222,6 +232,9 @@ class Classic(Dialect):
         if message.reliable is False:  # a word of session.v1
             return encode_json(ClassicMessage(message.type, message.content, message.id))
         return encode_json(message)
+
+    def reaches_sender(self, type: str) -> bool:
+        return classic_reaches_sender(type)
 
 
 class _Open(Message, gc=False, forbid_unknown_fields=False):

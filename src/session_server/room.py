@@ -39,7 +39,6 @@ from .protocol import (
     ProtocolError,
     Refused,
     check_type,
-    classic_reaches_sender,
     connected,
     decode_control,
     joined,
@@ -135,7 +134,7 @@ class Client:
     __slots__ = (
         "_behind", "_grace", "_link", "_meter", "_numbers", "_offset", "_rates", "_resume", "_resume_before", "_side",
         "_side_link", "_stream", "_taken",
-        "core", "data", "id", "name", "user", "was_refused",
+        "beside", "core", "data", "id", "name", "user", "was_refused",
     )  # fmt: skip
 
     def __init__(self, id: int, core: RoomCore, meter: Meter, user: User | None, name: str | None, data: Any) -> None:
@@ -144,6 +143,7 @@ class Client:
         self.name = name  # what the client says of itself, like `data`: a label, no proof
         self.data = data
         self.was_refused = False  # by a rate, since its transport last looked
+        self.beside = False  # the second wire of somebody who is here already (Dialect)
         self.core = core  # the room below the author's instance
         self._meter = meter
         self._link: Link | None = None
@@ -326,6 +326,7 @@ class RoomCore:
         self.epoch = epoch
         self.log = services.log.bind(room=slug)
         self.clients: dict[int, Client] = {}  # seats by id
+        self._beside = 0  # of them, second wires
         self.presence = Presence()
         self.routes = routes
         self.instance = room_class()
@@ -362,6 +363,11 @@ class RoomCore:
         return 0 < self.room_class.max_clients <= len(self.clients)
 
     @property
+    def count(self) -> int:
+        """Clients as classic pages are told: without the second wires."""
+        return len(self.clients) - self._beside
+
+    @property
     def max_message(self) -> int:
         return self.room_class.max_message or self.services.config.message_size
 
@@ -370,13 +376,18 @@ class RoomCore:
         client = Client(self._next_id, self, Meter(self._allowance), user, hello.name, hello.data)
         self._next_id += 1
         client._offset = -self._total
+        client.beside = link.dialect.beside
         self.clients[client.id] = client
         self.services.totals.joins += 1
-        self.presence.add(client)
+        if client.beside:
+            self._beside += 1
+        else:
+            self.presence.add(client)
         self._connect(client, link)
         if not self.room_class.raw:
             self._greet(client, link, recovered=False)
-            self._announce(joined(client.id, len(self.clients)), client)
+            if not client.beside:
+                self._announce(joined(client.id, self.count), client)
         self.hook("on_join", client)
         if self.clients and self._tick is None and self.room_class.tick_rate > 0 and "on_tick" in self.routes.overrides:
             self._schedule_tick(self.services.now + 1 / self.room_class.tick_rate)
@@ -428,9 +439,12 @@ class RoomCore:
         if client._grace is not None:
             client._grace.cancel()
         self._disconnect(client)
-        self.presence.remove(client)
-        if not self.room_class.raw:
-            self._announce(left(client.id, len(self.clients)), None)
+        if client.beside:
+            self._beside -= 1
+        else:
+            self.presence.remove(client)
+            if not self.room_class.raw:
+                self._announce(left(client.id, self.count), None)
         self.hook("on_leave", client, reason)
         if not self.clients:
             if self._tick is not None:
@@ -485,7 +499,7 @@ class RoomCore:
         client._link = link
         client._behind = False
         self._place(client)
-        if self.room_class._elects_host and (self.host is None or client.id < self.host):
+        if self.room_class._elects_host and not client.beside and (self.host is None or client.id < self.host):
             self.host = client.id
 
     def _disconnect(self, client: Client) -> None:
@@ -494,7 +508,7 @@ class RoomCore:
         self.services.hangup(client)
         self._place(client)
         if client.id == self.host:
-            self.host = min((id for id, client in self.clients.items() if not client.away), default=None)
+            self.host = min((id for id, one in self.clients.items() if not (one.away or one.beside)), default=None)
 
     def _place(self, client: Client) -> None:
         """Into the streams of those who are sent the same, by what this client's links can take now."""
@@ -532,7 +546,8 @@ class RoomCore:
 
     def _greet(self, client: Client, link: Link, recovered: bool) -> None:
         if link.dialect is CLASSIC:
-            self._control(client, connected(client.id, link.address, len(self.clients)))
+            self._control(client, connected(client.id, link.address, self.count))
+        if link.dialect is not V1_DIALECT:
             return
         if not client._resume_before:  # the last that surely arrived stays good until the next surely has
             client._resume_before = client._resume
@@ -699,7 +714,7 @@ class RoomCore:
             return
         elif kind is Kind.RELAYED:
             self._relay(client, item)
-        elif kind is Kind.CONTROL and not self._speaks_classic(client):
+        elif kind is Kind.CONTROL and self._speaks_v1(client):
             self._receive_control(client, item)
         else:
             self._dispatch(client, item, kind, None)
@@ -707,11 +722,11 @@ class RoomCore:
     def _relay(self, client: Client, item: AnyMessage) -> None:
         item.id = client.id
         link = client._link
-        to_all = link is not None and link.dialect is CLASSIC and classic_reaches_sender(item.type)
+        to_all = link is not None and link.dialect is not V1_DIALECT and link.dialect.reaches_sender(item.type)
         self.broadcast(item, None if to_all else client)
 
-    def _speaks_classic(self, client: Client) -> bool:
-        return client._link is not None and client._link.dialect is CLASSIC
+    def _speaks_v1(self, client: Client) -> bool:
+        return client._link is None or client._link.dialect is V1_DIALECT
 
     def _dispatch(self, client: Client, item: AnyMessage, kind: Kind, ask: int | None) -> None:
         """A message that is within its rate, and not merely relayed: handled or refused."""
@@ -782,7 +797,7 @@ class RoomCore:
                 self._answer(client, None, decode_control(item, Ask).ask, None, problem)
         elif not client._meter.tells(now):
             return
-        elif item.type == "session:ping" and isinstance(item, Message) and not self._speaks_classic(client):
+        elif item.type == "session:ping" and isinstance(item, Message) and self._speaks_v1(client):
             self._receive_control(client, item)  # it says what was received, and that is what a sender waits for
         else:
             self._answer(client, item.type, None, None, problem)
