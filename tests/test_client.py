@@ -14,23 +14,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client_peer import Peer, PeerLink
-from session_server import client
 from session_server.client import (
     AskRefused,
-    Clock,
-    Inbox,
-    Ledger,
     Message,
-    People,
     Person,
     Room,
     SendQueueFull,
     SessionClosed,
     full_jitter,
-    read_frame,
+    handlers,
+    links,
+    outbox,
+    seat,
     session,
-    session_url,
+    state,
 )
+from session_server.client.state import Clock, Inbox, Ledger, People
+from session_server.client.wire import read_control, read_frame, read_message, session_url
 
 LIMIT = 5.0  # seconds for one test
 
@@ -283,8 +283,11 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st
 @settings(max_examples=50, deadline=None)
 @given(st.text() | st.binary() | JSON.map(json.dumps) | st.dictionaries(st.text(), JSON).map(json.dumps))
 def test_no_frame_raises(frame: str | bytes) -> None:
-    message = read_frame(frame)
-    assert message is None or isinstance(message.type, str)
+    found = read_frame(frame)
+    if found is not None:
+        read_control(found)
+        message = read_message(found)
+        assert message is None or isinstance(message.type, str)
 
 
 # --- joining ----------------------------------------------------------------------------------------------------------
@@ -592,16 +595,16 @@ async def test_no_hostile_frame_hurts() -> None:
 
 async def pong_of(room: Room, link: PeerLink) -> int:
     """Lets a pong arrive; returns how many of our messages it left uncovered."""
-    await room_until(room, lambda: room._pinged is None and not room._ping_due)
-    room._ping_due = True
-    room._outgoing.notify()
-    await room_until(room, lambda: room._pinged is None and not room._ping_due)
-    return room._ledger.uncovered
+    out = room._seat.outbox
+    await room_until(room, lambda: out._pinged is None and not out._ping_due)
+    out.ping()
+    await room_until(room, lambda: out._pinged is None and not out._ping_due)
+    return room._seat.outbox.ledger.uncovered
 
 
 async def room_until(room: Room, ready: Callable[[], bool]) -> None:
     while not ready():
-        await room._changed.wait()
+        await room._seat.outbox.changed.wait()
 
 
 @in_loop
@@ -675,7 +678,7 @@ async def test_an_ask_is_answered_refused_or_times_out() -> None:
             assert await asked == {"points": 4}
         with pytest.raises(TimeoutError, match="no answer to 'slow' within 0.01 s"):
             await room.ask("slow", timeout=0.01)
-        assert not room._asks
+        assert not room._seat._asks
 
 
 @in_loop
@@ -797,7 +800,7 @@ async def test_on_a_new_seat_only_what_was_never_sent_is_sent(other: dict[str, A
         await again.welcome(**other, recovered=True)  # what it says of another seat does not count
         assert await again.next() == {"type": "queued"}
         assert await events.until(2) == [{"code": 1012, "reason": "restart"}, {"recovered": False}]
-        assert room._ledger.uncovered == 1
+        assert room._seat.outbox.ledger.uncovered == 1
 
 
 @in_loop
@@ -840,7 +843,7 @@ async def test_people_who_came_and_went_during_a_drop_are_told() -> None:
 
 @in_loop
 async def test_the_offline_queue_keeps_reliable_messages_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "SLICE_EVERY", 0.01)
+    monkeypatch.setattr(outbox, "SLICE_EVERY", 0.01)
     async with Peer() as peer, joining(peer) as room:
         link = await peer.link()
         peer.greeting = None
@@ -888,9 +891,9 @@ async def test_a_backlog_goes_in_slices_below_the_servers_rate(monkeypatch: pyte
         sleep = asyncio.sleep
 
         async def pause(seconds: float) -> None:
-            if seconds != client.SLICE_EVERY:
+            if seconds != outbox.SLICE_EVERY:
                 return await sleep(seconds)
-            pauses.append(room._ledger.sent)
+            pauses.append(room._seat.outbox.ledger.sent)
             await sleep(0)
 
         monkeypatch.setattr(asyncio, "sleep", pause)
@@ -919,16 +922,16 @@ async def test_a_busy_sender_waits_for_the_server_and_asks_it_early(monkeypatch:
         assert not waiting.done()
         await link.say("session:pong", {"t": 0, "time": 0, "received": 200})
         await waiting
-        assert room._ledger.uncovered == 57
+        assert room._seat.outbox.ledger.uncovered == 57
 
-        monkeypatch.setattr(client, "PING_AGAIN", 0.01)
+        monkeypatch.setattr(outbox, "PING_AGAIN", 0.01)
         pings = link.pings
         waiting = asyncio.create_task(say_more(room, 256 - 57 + 1))
         await link.until(lambda: link.pings >= pings + 2)
         await link.say("session:pong", {"t": 0, "time": 0, "received": 257})
         await waiting
 
-        monkeypatch.setattr(client, "COVER_TIMEOUT", 0.01)
+        monkeypatch.setattr(outbox, "COVER_TIMEOUT", 0.01)
         with pytest.raises(SendQueueFull, match="wait for the server"):
             for n in range(256):
                 await room.send("x", n)
@@ -936,7 +939,7 @@ async def test_a_busy_sender_waits_for_the_server_and_asks_it_early(monkeypatch:
 
 @in_loop
 async def test_a_link_without_a_sign_of_life_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "HEARTBEAT", 0.02)
+    monkeypatch.setattr(seat, "HEARTBEAT", 0.02)
     async with Peer() as peer, joining(peer) as room:
         link = await peer.link()
         link.answers_pings = False
@@ -961,7 +964,7 @@ async def test_each_kind_of_end_waits_as_long_as_it_should(monkeypatch: pytest.M
             await (await peer.link()).close(code)
             await events.until(n)
         assert attempts == [0, 1, 2]  # in a row, as none of these links lived long
-        monkeypatch.setattr(client, "SETTLED", -1.0)
+        monkeypatch.setattr(seat, "SETTLED", -1.0)
         await (await peer.link()).close(1012)
         await events.until(4)
         await (await peer.link()).close(1013)
@@ -1046,12 +1049,12 @@ async def test_leaving_while_connecting_ends_at_once() -> None:
 
 @in_loop
 async def test_leaving_a_server_that_does_not_answer_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr(seat, "CLOSE_TIMEOUT", 0.05)
     async with Peer() as peer:
         async with joining(peer) as room:
             link = await peer.link()
             link._connection.transport.pause_reading()
-        assert room._end is not None and room._end.code == 1000
+        assert room._seat.end is not None and room._seat.end.code == 1000
         link._connection.transport.resume_reading()
 
 
@@ -1119,9 +1122,9 @@ async def test_without_an_iteration_nothing_stalls_and_the_newest_are_kept() -> 
     async with Peer() as peer, joining(peer) as room:
         link = await peer.link()
         heard = Heard(room, "x")
-        for n in range(client.INBOX_MESSAGES + 100):
+        for n in range(state.INBOX_MESSAGES + 100):
             await link.say("x", n)
-        await heard.until(client.INBOX_MESSAGES + 100)
+        await heard.until(state.INBOX_MESSAGES + 100)
         async for message in room:
             assert message.content == 100
             break
@@ -1130,13 +1133,13 @@ async def test_without_an_iteration_nothing_stalls_and_the_newest_are_kept() -> 
 
 def pause_of(room: Room) -> asyncio.Event:
     """Set once the room has stopped reading."""
-    paused, pause = asyncio.Event(), room._pause
+    paused, pause = asyncio.Event(), room._seat._pause
 
     async def tell() -> None:
         paused.set()
         await pause()
 
-    room._pause = tell  # type: ignore[method-assign]
+    room._seat._pause = tell  # type: ignore[method-assign]
     return paused
 
 
@@ -1147,7 +1150,7 @@ async def say_many(link: PeerLink, count: int) -> None:
 
 @in_loop
 async def test_an_iteration_that_does_not_keep_up_holds_the_server_back() -> None:
-    count = client.INBOX_MESSAGES + 100
+    count = state.INBOX_MESSAGES + 100
     async with Peer() as peer, joining(peer) as room:
         link = await peer.link()
         heard = Heard(room, "x")
@@ -1155,8 +1158,8 @@ async def test_an_iteration_that_does_not_keep_up_holds_the_server_back() -> Non
         iterator = aiter(room)
         await say_many(link, count)
         await paused.wait()
-        assert len(room._inbox) == client.INBOX_MESSAGES
-        assert len(heard.messages) == client.INBOX_MESSAGES + 1
+        assert len(room._seat.inbox) == state.INBOX_MESSAGES
+        assert len(heard.messages) == state.INBOX_MESSAGES + 1
         assert [(await anext(iterator)).content for _ in range(10)] == list(range(10))
         del iterator  # as `break` does: nobody waits any more
         await heard.until(count)
@@ -1167,20 +1170,20 @@ async def test_leaving_in_the_middle_of_a_stalled_iteration_is_quick() -> None:
     async with Peer() as peer, joining(peer) as room:
         link = await peer.link()
         paused = pause_of(room)
-        sending = asyncio.create_task(say_many(link, client.INBOX_MESSAGES + 10))
+        sending = asyncio.create_task(say_many(link, state.INBOX_MESSAGES + 10))
         async for _ in room:
             await sending
             await paused.wait()
             before = asyncio.get_running_loop().time()
             await room.leave()
-            assert asyncio.get_running_loop().time() - before < client.CLOSE_TIMEOUT / 2
+            assert asyncio.get_running_loop().time() - before < links.CLOSE_TIMEOUT / 2
             break
         await link.ended.wait()
 
 
 @in_loop
 async def test_slow_async_handlers_hold_the_server_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "MAX_HANDLING", 3)
+    monkeypatch.setattr(handlers, "MAX_HANDLING", 3)
     async with Peer() as peer, joining(peer) as room:
         link = await peer.link()
         paused = pause_of(room)

@@ -11,11 +11,12 @@ PACKAGE = "session_server"
 SOURCE = Path(__file__).parent.parent / "src" / PACKAGE
 
 # Lowest first: a place may import what stands before it.
-GROUND = ("config", "protocol", "limits", "clock", "rfc6455")
+GROUND = ("config", "protocol", "geckos", "limits", "clock", "rfc6455")
 ROOMS = ("trust", "presence", "outbox", "handlers", "room", "rooms", "pieces")
-STRANGERS = ("http", "transports", "engine")  # these do not see each other
+STRANGERS = ("http", "signalling", "transports", "engine")  # these do not see each other
 TOP = ("logs", "tokens", "server", "dev", "check", "load", "cli")
 FLOORS = (*GROUND, *ROOMS, *STRANGERS, *TOP)
+CLIENT = ("wire", "state", "links", "outbox", "handlers", "seat")  # the Python client, an annex with floors of its own
 QUIET = (*GROUND, *ROOMS, "rtc")
 LOUD = {"asyncio", "socket", "select", "ssl", "threading", "time"}
 
@@ -30,8 +31,10 @@ def may_import(here: Place, there: Place) -> bool:
     mine, other = here[0], there[0]
     if "rtc" in (mine, other):  # the cellar has two stairs
         return other == "rtc" and (mine in ("rtc", "client") or here == ("transports", "datachannel"))
+    if mine == other == "client":  # its __init__ is its roof
+        return len(there) > 1 and (len(here) == 1 or CLIENT.index(there[1]) < CLIENT.index(here[1]))
     if mine == "client":
-        return other == "protocol"
+        return other in ("protocol", "trust")
     if other == "client":
         return mine in ("check", "load")
     if mine == other:  # in a drawer only its contract, which is its __init__
@@ -95,6 +98,7 @@ def test_imports_go_down_and_quiet_floors_stay_quiet() -> None:
 
 WEBSOCKET = ("transports", "websocket")
 FILES = {("transports",), WEBSOCKET, ("transports", "datachannel"), ("pieces", "lobby"), ("rtc",), ("rtc", "stun")}
+FILES |= {("client", name) for name in CLIENT}
 BAD = (
     (("rooms",), "from . import server"),
     (("rooms",), "from session_server import http"),
@@ -111,13 +115,17 @@ BAD = (
     (("limits",), "import time"),
     (("presence",), "from asyncio import Task"),
     (("nowhere",), "from .config import Config"),
+    (("client", "links"), "from ..room import Client"),
+    (("client", "links"), "from .seat import Seat"),
+    (("client", "seat"), "from . import session"),
 )
 GOOD = (
     (("rooms",), "import logging\nfrom . import config, room\nfrom .protocol import Message"),
     (("pieces", "lobby"), "from session_server import Room, on"),
     (WEBSOCKET, "import asyncio\nfrom . import Link\nfrom .. import config\nfrom ..rooms import Rooms"),
     (("transports", "datachannel"), "from ..rtc import stun"),
-    (("client",), "import asyncio\nfrom .protocol import Message\nfrom .rtc.sctp import Association"),
+    (("client", "links"), "import asyncio\nfrom ..protocol import Message\nfrom ..rtc.sctp import Association"),
+    (("client", "seat"), "from .links import WebSocketLink\nfrom ..trust import Trust"),
     (("load",), "from .client import session"),
 )
 
