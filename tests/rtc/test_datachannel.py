@@ -209,6 +209,21 @@ def test_lost_and_reordered_datagrams_neither_double_a_message_nor_stop_the_stre
     assert opened >= 18
 
 
+def test_reliable_messages_come_all_and_in_order_beside_those_that_may_be_lost() -> None:
+    for seed in range(5):
+        world = connected(seed=seed)
+        world.loss, world.jitter = 0.2, 0.05
+        for number in range(50):
+            assert world.server.push(datachannel.pack(f"{number}"), world.now, reliable=True)
+            world.server.push(datachannel.pack("may be lost"), world.now)
+            world.run(0.02)
+        world.loss = 0.0
+        world.run(5.0)
+        heard = messages(world.events["client"])
+        assert [text for text in heard if text != "may be lost"] == [f"{number}" for number in range(50)], seed
+        assert 20 < heard.count("may be lost") < 50, seed
+
+
 def test_no_layer_can_keep_a_loop_busy() -> None:
     world = connected()
     world.run(10.0)

@@ -626,11 +626,15 @@ class Peer:
             self.counters.shed += 1
         return sent
 
-    def push(self, frame: Frame, now: float) -> bool:
-        """The same for a frame of `pack`, on the channel that the server opened."""
+    def push(self, frame: Frame, now: float, reliable: bool = False) -> bool:
+        """The same for a frame of `pack`, on the channel that the server opened. `reliable`: this one is repeated until
+        it has arrived, and kept in order, whatever the channel is: SCTP leaves that to the sender of each message."""
         association = self._association
         if association is None:
             return False
+        if reliable:
+            fits = self.state == "open" and len(frame.payload) <= self.max_message_size
+            return fits and association.send(STREAM, frame.ppid, frame.payload, now)
         if frame.tail is None or not self._fast:
             return self._send(frame.ppid, frame.payload, now, self._main)
         if association.push(frame.tail, now):
