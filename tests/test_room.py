@@ -197,6 +197,24 @@ def test_on_auth_says_who_somebody_is() -> None:
     assert shown == [("ada", "@ada", None), (None, None, "ada")]
 
 
+def test_who_somebody_is_cannot_be_changed_afterwards() -> None:
+    """Presence would look for a person that it never met, and nobody could leave any more."""
+
+    class Renames(Room):
+        @on("login")
+        def login(self, client: Client) -> None:
+            client.user = User("ada")  # type: ignore[misc]
+
+    play = Playing({"field": Renames})
+    ada, bob = play.join(), play.join()
+    ada.send("login")
+    play.advance(0.1)
+    assert play.faults == 1, "the author is told"
+    ada.send("session:leave")
+    play.advance(0.1)
+    assert [one["id"] for one in bob.people.values()] == [bob.id]
+
+
 def test_on_auth_keeps_somebody_out_with_its_own_words() -> None:
     play = Playing({"field": Door})
     ada = play.join()

@@ -133,13 +133,13 @@ class Client:
 
     __slots__ = (
         "_behind", "_grace", "_link", "_meter", "_numbers", "_offset", "_rates", "_resume", "_resume_before", "_side",
-        "_side_link", "_stream", "_taken",
-        "beside", "core", "data", "id", "name", "user", "was_refused",
+        "_side_link", "_stream", "_taken", "_user",
+        "beside", "core", "data", "id", "name", "was_refused",
     )  # fmt: skip
 
     def __init__(self, id: int, core: RoomCore, meter: Meter, user: User | None, name: str | None, data: Any) -> None:
         self.id = id
-        self.user = user
+        self._user = user
         self.name = name  # what the client says of itself, like `data`: a label, no proof
         self.data = data
         self.was_refused = False  # by a rate, since its transport last looked
@@ -183,12 +183,17 @@ class Client:
         return self.core.instance
 
     @property
+    def user(self) -> User | None:
+        """Who this is, as `on_auth` said. Not to be set: presence knows people by it for as long as they are here."""
+        return self._user
+
+    @property
     def handle(self) -> str | None:
-        return self.user.handle if self.user else None
+        return self._user.handle if self._user else None
 
     @property
     def user_id(self) -> str | None:
-        return self.user.id if self.user else None
+        return self._user.id if self._user else None
 
     @property
     def away(self) -> bool:
