@@ -110,11 +110,13 @@ class Tally:
         self._most = most
         self._held: dict[str, int] = {}
 
+    def has_room(self, key: str) -> bool:
+        return not self._most or self._held.get(key, 0) < self._most
+
     def take(self, key: str) -> bool:
-        held = self._held.get(key, 0)
-        if self._most and held >= self._most:
+        if not self.has_room(key):
             return False
-        self._held[key] = held + 1
+        self._held[key] = self._held.get(key, 0) + 1
         return True
 
     def give_back(self, key: str) -> None:

@@ -18,6 +18,7 @@ WRITES_AT_ONCE: Final = 64  # then the loop reads again before the next room's t
 EMPTY_FOR: Final = 60.0  # seconds an empty room is kept
 
 Outcome = Callable[["Client | None", "SessionError | None"], None]  # told once: the seat, or why there is none
+Verdict = Callable[["RoomCore | None", "User | None", "SessionError | None"], None]  # told once: the room, and as whom
 
 
 class RoomClasses(Protocol):
@@ -180,34 +181,41 @@ class Rooms:
 
     def join(self, slug: str, link: Link, hello: Hello, now: float, outcome: Outcome) -> None:
         """Seats a client, or resumes its seat; tells `outcome` at once, or later if `on_auth` is async."""
+        core = self.rooms.get(slug)
+        back = core.resumable.get(hello.resume) if core is not None and hello.resume else None
+        if core is not None and back is not None:
+            self._services.now = now
+            core.resume(back, link, hello.received)
+            outcome(back, None)
+            return
+
+        def judged(core: RoomCore | None, user: User | None, error: SessionError | None) -> None:
+            outcome(None if core is None else self._seat(core, link, user, hello), error)
+
+        self.ask(slug, hello, now, judged)
+
+    def ask(self, slug: str, hello: Hello, now: float, verdict: Verdict) -> None:
+        """Would this client be let in, and as whom? Tells `verdict` at once, or later if `on_auth` is async."""
         self._services.now = now
         try:
             core = self._open(slug)
-            back = core.resumable.get(hello.resume) if hello.resume else None
-            if back is not None:
-                core.resume(back, link, hello.received)
-                outcome(back, None)
-                return
             self._check_full(core)
             user = self._verify(hello.token) if hello.token else None
-            verdict = core.instance.on_auth(hello.token, hello.data)
+            found = core.instance.on_auth(hello.token, hello.data)
         except SessionError as error:
-            outcome(None, self._counted(error))
+            verdict(None, None, self._counted(error))
             return
         except (Exception, SystemExit) as error:
-            outcome(None, self._auth_fault(core, error))
+            verdict(None, None, self._auth_fault(core, error))
             return
-        if verdict is not None and isawaitable(verdict):
+        if found is not None and isawaitable(found):
             self._services.spawn(
-                verdict, ASYNC_LIMIT, lambda value, error: self._judged(core, link, hello, user, value, error, outcome)
+                found, ASYNC_LIMIT, lambda value, error: self._found(core, value or user, error, verdict)
             )
         else:
-            self._seat(core, link, hello, verdict or user, outcome)
+            self._approve(core, found or user, verdict)
 
-    def _judged(
-        self, core: RoomCore, link: Link, hello: Hello, user: User | None, value: Any, error: BaseException | None,
-        outcome: Outcome,
-    ) -> None:  # fmt: skip
+    def _found(self, core: RoomCore, user: Any, error: BaseException | None, verdict: Verdict) -> None:
         """An async `on_auth` has ended. Meanwhile the room may have filled, or been disposed of."""
         try:
             if error is not None:
@@ -215,19 +223,23 @@ class Rooms:
             core = self._open(core.slug)
             self._check_full(core)
         except SessionError as reason:
-            outcome(None, self._counted(reason))
+            verdict(None, None, self._counted(reason))
         except (Exception, SystemExit) as fault:
-            outcome(None, self._auth_fault(core, fault))
+            verdict(None, None, self._auth_fault(core, fault))
         else:
-            self._seat(core, link, hello, value or user, outcome)
+            self._approve(core, user, verdict)
 
-    def _seat(self, core: RoomCore, link: Link, hello: Hello, user: Any, outcome: Outcome) -> None:
-        if user is not None and not isinstance(user, User):
-            outcome(None, self._auth_fault(core, TypeError(f"on_auth returned {user!r}, expected a User or None")))
-            return
+    def _approve(self, core: RoomCore, user: Any, verdict: Verdict) -> None:
+        if user is None or isinstance(user, User):
+            verdict(core, user, None)
+        else:
+            fault = TypeError(f"on_auth returned {user!r}, expected a User or None")
+            verdict(None, None, self._auth_fault(core, fault))
+
+    def _seat(self, core: RoomCore, link: Link, user: User | None, hello: Hello) -> Client:
         if self._empty.pop(core.slug, None) is not None and core.expiry is not None:
             core.expiry.cancel()
-        outcome(core.seat(link, user, hello), None)
+        return core.seat(link, user, hello)
 
     def _check_full(self, core: RoomCore) -> None:
         if core.full:

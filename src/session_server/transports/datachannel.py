@@ -1,54 +1,44 @@
 """UDP datagrams ↔ room messages, by WebRTC data channels. The only file with a UDP socket.
 
 A datagram is given to its peer by what it says (STUN: the user name fragment) or by where it comes from (DTLS). What a
-tick brought for a peer leaves in as few datagrams as hold it.
+tick brought for a peer leaves in as few datagrams as hold it. Two kinds of client come this way: ours, who have a
+WebSocket and this beside it (`SideLink`), and those of geckos.io, who have nothing else (`GeckosLink`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 from secrets import randbits, token_bytes
 from typing import Any, Final
 
 from ..config import Config
-from ..limits import Bucket, Tally, network
-from ..outbox import Write
-from ..protocol import V1_DIALECT, AnyMessage, Binary, Dialect, ProtocolError, message, unpack_binary
+from ..geckos import Geckos
+from ..limits import Bucket, Buckets, Tally, network
+from ..links import Channel, GeckosLink, SideLink, unpack
+from ..protocol import V1_DIALECT, LimitExceeded, message
 from ..room import Client
 from ..rooms import Rooms
 from ..rtc import datachannel, sdp, stun
 from ..rtc.dtls import Certificate
 from ..rtc.stun import Address, Credentials
-from ..trust import ACK_EVERY, Route, Trust
 
-LABEL: Final = "session"  # of the channel, for our own clients
+LABEL: Final = "session"  # of our own clients' channel
 PER_WAKE_UP: Final = 64  # datagrams read before anything else gets its turn
 LARGEST: Final = 2048  # bytes of a datagram that is read
 BUFFER: Final = 4 * 1024 * 1024  # bytes of the socket's own buffers
 TICK: Final = 0.02  # seconds between two looks at what is due
 HANDSHAKES: Final = 100.0  # per second; each costs a millisecond or two
+ATTEMPTS: Final = 0.25  # per second and address, for each peer that it may have; twice as many as peers at once
 MAX_EARLY: Final = 256  # checks that came before their answer
 EARLY_FOR: Final = 2.0  # seconds they are kept
 MAX_ANSWER: Final = 16 * 1024  # characters of an SDP answer
-TEXT, BINARY = b"\0", b"\1"  # kinds in a blob
 
 
-def pack(message: AnyMessage) -> bytes:
-    """Kind 1 byte, length 4 bytes big endian, the frame: joined frames can be taken apart again (`unpack`)."""
-    payload = V1_DIALECT.encode(message)
-    return b"%b%b%b" % (BINARY if isinstance(message, Binary) else TEXT, len(payload).to_bytes(4, "big"), payload)
-
-
-def unpack(blob: bytes) -> Iterator[str | bytes]:
-    at = 0
-    while at < len(blob):
-        end = at + 5 + int.from_bytes(blob[at + 1 : at + 5], "big")
-        payload = blob[at + 5 : end]
-        yield payload if blob[at : at + 1] == BINARY else payload.decode()
-        at = end
+AnyChannel = Channel[datachannel.Peer]
 
 
 class DataChannels:
@@ -63,24 +53,32 @@ class DataChannels:
         self._wake = wake
         self._log = log
         self._secret = token_bytes(32)
-        self._options = datachannel.Options(Certificate.new(), label=LABEL, max_message=config.message_size or 65536)
-        self._announced = config.announce_ip
+        self._side = datachannel.Options(Certificate.new(), label=LABEL, max_message=config.message_size or 65536)
+        self._geckos = replace(self._side, label=datachannel.GECKOS)
+        self.announced: Sequence[str] = config.announce_ip  # where we are reached; else where the request has come
         self._sockets: dict[int, socket.socket] = {}  # by family
         self._hosts: list[str] = []  # addresses that the sockets are bound to
         self.port = 0
-        self._by_ufrag: dict[str, DataChannel] = {}
-        self._by_client: dict[Client, DataChannel] = {}
-        self._by_address: dict[Address, DataChannel] = {}
+        self._by_ufrag: dict[str, AnyChannel] = {}
+        self._by_client: dict[Client, SideLink[datachannel.Peer]] = {}
+        self._by_address: dict[Address, AnyChannel] = {}
         self._early: dict[str, tuple[float, bytes, Address]] = {}  # ufrag → a check that came before its answer
-        self._dirty: set[DataChannel] = set()
+        self._dirty: set[AnyChannel] = set()
         self._handshakes = Bucket(HANDSHAKES, HANDSHAKES)
-        self._per_address = Tally(config.peers_per_address)
+        most = config.peers_per_address
+        self._per_address = Tally(most)
+        self._attempts = Buckets(ATTEMPTS * most, 2 * most)
         self._probe = datachannel.pack(V1_DIALECT.encode(message("session:probe", reliable=False)).decode())
-        self._split: tuple[bytes, list[datachannel.Frame]] = (b"", [])
+        self._split: tuple[bytes, list[tuple[bool, datachannel.Frame]]] = (b"", [])
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._by_ufrag)
+
+    @property
+    def guests(self) -> int:
+        """Clients of geckos.io, who have nothing but their channel."""
+        return len(self._by_ufrag) - len(self._by_client)
 
     # --- the socket ---------------------------------------------------------------------------------------------------
 
@@ -140,7 +138,7 @@ class DataChannels:
         channel.peer.receive(data, address, now)
         if first <= 3:
             self._follow(channel)
-        self._take_events(channel, now)
+        self._take_events(channel, now, clean=True)
         self._dirty.add(channel)
 
     def _hold_early(self, ufrag: str, data: bytes, address: Address, now: float) -> None:
@@ -150,7 +148,7 @@ class DataChannels:
             del self._early[next(iter(self._early))]
         self._early[ufrag] = (now, data, address)
 
-    def _follow(self, channel: DataChannel) -> None:
+    def _follow(self, channel: AnyChannel) -> None:
         """The addresses from which this peer may send, after it has shown another one."""
         known = set(channel.peer.addresses)
         for address in channel.addresses - known:
@@ -179,72 +177,118 @@ class DataChannels:
     # --- signalling ---------------------------------------------------------------------------------------------------
 
     def offer(self, client: Client) -> str | None:
-        """What invites this client: always the same for its seat, so an offer that nobody answers costs no memory."""
+        """What invites this client to a side link: always the same for its seat, so an offer that nobody answers costs
+        no memory."""
         link = client.links[0] if client.links else None
-        if not self._sockets or link is None or link.dialect is not V1_DIALECT:
+        if link is None or link.dialect is not V1_DIALECT:
             return None
-        addresses = [(host, self.port) for host in self._candidates(link.local)]
-        if not addresses:
-            return None
-        return sdp.write_offer(
-            randbits(62), self._credentials(client), self._options.certificate.fingerprint, addresses,
-            self._options.max_message,
-        )  # fmt: skip
+        return self._offer(self._credentials(client), link.local, self._side.max_message)
 
     def _credentials(self, client: Client) -> Credentials:
         return Credentials.derive(self._secret, f"{client.core.slug}\0{client.core.epoch}\0{client.id}")
 
+    def _offer(self, credentials: Credentials, local: str, largest: int) -> str | None:
+        """None if there is no address to offer."""
+        addresses = [(host, self.port) for host in self._candidates(local)] if self._sockets else []
+        fingerprint = self._side.certificate.fingerprint
+        return sdp.write_offer(randbits(62), credentials, fingerprint, addresses, largest) if addresses else None
+
     def _candidates(self, local: str) -> list[str]:
         """Where we are reached: as announced, else where this client has reached us."""
-        if self._announced:
-            return list(self._announced)
+        if self.announced:
+            return list(self.announced)
         try:
             near = ip_address(local)
         except ValueError:
             return []
         if near.is_loopback:
-            return [host for host in ("127.0.0.1", "::1") if self._has_family_of(host)]
-        return [local] if self._has_family_of(local) else []
+            return [host for host in ("127.0.0.1", "::1") if self.has_family_of(host)]
+        return [local] if self.has_family_of(local) else []
 
-    def _has_family_of(self, host: str) -> bool:
+    def has_family_of(self, host: str) -> bool:
         return (socket.AF_INET6 if ":" in host else socket.AF_INET) in self._sockets
 
     def answer(self, client: Client, text: str) -> None:
         """A client's answer to its offer; what it had before ends. Raises ValueError."""
-        now = self.clock()
-        if len(text) > MAX_ANSWER:
-            raise ValueError(f"answer of {len(text)} characters, expected at most {MAX_ANSWER}")
         if not self._sockets or not client.links:
             raise ValueError("there are no data channels here")
-        parsed = sdp.parse_answer(text)
-        credentials = self._credentials(client)
+        answer = read_answer(text)
         self.hangup(client)  # what it had before
         address = client.links[0].address
-        if not self._handshakes.take(now) or not self._per_address.take(network(address)):
-            self.rooms.totals.refused["peers_per_address"] += 1
-            raise ValueError("too many data channels")
-        peer = datachannel.Peer.serve(self._options, credentials, parsed, token_bytes, now)
-        channel = DataChannel(self, client, peer, credentials.ufrag, address)
-        self._by_ufrag[credentials.ufrag] = self._by_client[client] = channel
-        early = self._early.pop(credentials.ufrag, None)
+        try:
+            self.admit(address)
+            peer = self._peer(self._side, self._credentials(client), answer, address)
+        except LimitExceeded as error:
+            raise ValueError(str(error)) from None
+        link = self._by_client[client] = SideLink(self, peer, self._credentials(client).ufrag, address, client)
+        self._begin(link)
+
+    def hangup(self, client: Client) -> None:
+        """This client's side link ends, open or not; its last datagrams leave with this tick."""
+        link = self._by_client.get(client)
+        if link is not None:
+            self.end(link, "the WebSocket ended")
+            link.ended(clean=True)
+
+    def admit(self, address: str) -> None:
+        """May this address try to open one more channel? Raises LimitExceeded."""
+        key = network(address)
+        if not self._per_address.has_room(key) or not self._attempts.take(key, self.clock()):
+            raise self._over("peers_per_address", 429, "too many data channels from this address")
+
+    def _over(self, limit: str, status: int, reason: str) -> LimitExceeded:
+        self.rooms.totals.refused[limit] += 1
+        return LimitExceeded(limit, status, reason)
+
+    def invite(self, id: str, local: str, largest: int) -> str | None:
+        """The offer for a client of geckos.io; `local` is our address that it came to, `largest` the most bytes of its
+        messages. All in it follows from the id. None if we have no address to offer."""
+        return self._offer(
+            Credentials.derive(self._secret, id),
+            local,
+            min(largest or self._geckos.max_message, self._geckos.max_message),
+        )
+
+    def accept(self, id: str, text: str, address: str, slug: str, dialect: Geckos) -> None:
+        """Its answer; it has a seat in the room of this slug once its channel is open. Raises ValueError or
+        LimitExceeded."""
+        credentials = Credentials.derive(self._secret, id)
+        peer = self._peer(self._geckos, credentials, read_answer(text), address)
+        self._begin(GeckosLink(self, peer, credentials.ufrag, address, slug, dialect))
+
+    def dismiss(self, id: str) -> None:
+        """It has said that it goes."""
+        channel = self._by_ufrag.get(Credentials.derive(self._secret, id).ufrag)
+        if channel is not None:
+            self.rooms.enter(self.clock())
+            self.end(channel, "closed by the client")
+            channel.ended(clean=True)
+
+    def _peer(
+        self, options: datachannel.Options, credentials: Credentials, answer: sdp.Answer, address: str
+    ) -> datachannel.Peer:
+        """Raises LimitExceeded."""
+        now = self.clock()
+        if not self._handshakes.take(now):
+            raise self._over("handshakes", 503, f"more than {HANDSHAKES:g} new data channels per second")
+        if not self._per_address.take(network(address)):
+            raise self._over("peers_per_address", 429, "too many data channels from this address")
+        return datachannel.Peer.serve(options, credentials, answer, token_bytes, now)
+
+    def _begin(self, channel: AnyChannel) -> None:
+        self._by_ufrag[channel.ufrag] = channel
+        early = self._early.pop(channel.ufrag, None)
+        now = self.clock()
         if early is not None and now - early[0] < EARLY_FOR:
             self._receive(early[1], early[2], now)
             self._wake(0.0)
         if self._timer is None:
             self._timer = self._loop.call_later(TICK, self._tick)
 
-    def hangup(self, client: Client) -> None:
-        """This client's channel ends, open or not; its last datagrams leave with this tick."""
-        channel = self._by_client.get(client)
-        if channel is not None:
-            channel.peer.close(self.clock(), "the WebSocket ended")
-            self._dirty.add(channel)
-            self._wake(0.0)
-            self._forget(channel)
-
     # --- peers --------------------------------------------------------------------------------------------------------
 
-    def _take_events(self, channel: DataChannel, now: float) -> None:
+    def _take_events(self, channel: AnyChannel, now: float, clean: bool = False) -> None:
+        """`clean`: what ends it now came from the peer, and not from its silence."""
         for event in channel.peer.take_events():
             match event:
                 case datachannel.Message():
@@ -252,22 +296,31 @@ class DataChannels:
                 case datachannel.Opened():
                     if not channel.is_open:
                         channel.is_open = True
-                        channel.route = channel.trust.route(now)
-                        channel.client.core.attach(channel.client, channel)
+                        channel.opened(now)
                 case datachannel.Closed():
-                    self._forget(channel)
+                    if self._forget(channel):
+                        channel.ended(clean)
 
-    def _forget(self, channel: DataChannel) -> None:
+    def end(self, channel: AnyChannel, reason: str) -> None:
+        """Its last datagrams leave with this tick. The channel is not told."""
+        if self._forget(channel):
+            channel.peer.close(self.clock(), reason)
+            self.mark(channel)
+            self._wake(0.0)
+
+    def _forget(self, channel: AnyChannel) -> bool:
+        """False if that has been done."""
         if self._by_ufrag.get(channel.ufrag) is not channel:
-            return
+            return False
         del self._by_ufrag[channel.ufrag]
-        del self._by_client[channel.client]
+        if isinstance(channel, SideLink):
+            del self._by_client[channel.client]
         for address in channel.addresses:
             if self._by_address.get(address) is channel:
                 del self._by_address[address]
         self._per_address.give_back(network(channel.address))
         channel.is_open = False
-        channel.client.core.detach(channel.client, channel)
+        return True
 
     def _tick(self) -> None:
         """Whose time has come? One timer for all peers."""
@@ -283,98 +336,23 @@ class DataChannels:
         self._wake(0.0)
         self._timer = self._loop.call_later(TICK, self._tick) if self._by_ufrag else None
 
-    def push(self, channel: DataChannel, blob: bytes, now: float) -> int:
-        """The frames of a blob to one peer; returns how many."""
-        if self._split[0] is not blob:  # the same object for all who are sent the same: taken apart once
-            self._split = (blob, [datachannel.pack(payload) for payload in unpack(blob)])
-        frames = self._split[1]
-        sent = sum(channel.peer.push(frame, now) for frame in frames)
-        if sent < len(frames):
-            self.rooms.totals.refused["shed"] += len(frames) - sent
+    def frames(self, blob: bytes) -> list[tuple[bool, datachannel.Frame]]:
+        """Taken apart once for all who are sent the same: it is the same object then."""
+        if self._split[0] is not blob:
+            self._split = (blob, [(reliable, datachannel.pack(data)) for reliable, data in unpack(blob)])
+        return self._split[1]
+
+    def mark(self, channel: AnyChannel) -> None:
+        """It has something to send."""
         self._dirty.add(channel)
-        return sent
 
-    def probe(self, channel: DataChannel, now: float) -> None:
-        if channel.peer.push(self._probe, now):
-            channel.trust.sent(now)
-            self._dirty.add(channel)
+    def probe(self, link: SideLink[datachannel.Peer], now: float) -> bool:
+        self._dirty.add(link)
+        return link.peer.push(self._probe, now)
 
 
-class DataChannel:
-    """One client's data channel: a `room.SideLink` once it is open."""
-
-    __slots__ = (
-        "_acked", "_acked_at", "_received", "_server", "address", "addresses", "client", "dialect", "is_open", "kind",
-        "local", "pack", "peer", "route", "trust", "ufrag", "write",
-    )  # fmt: skip
-
-    def __init__(self, server: DataChannels, client: Client, peer: datachannel.Peer, ufrag: str, address: str) -> None:
-        self.kind = "datachannel"
-        self.dialect: Dialect = V1_DIALECT
-        self.address = address
-        self.local = ""
-        self.pack = pack
-        self.write: Write = self._write
-        self.client = client
-        self.peer = peer
-        self.ufrag = ufrag
-        self.addresses: set[Address] = set()
-        self.trust = Trust()
-        self.route = Route.RELIABLE
-        self.is_open = False
-        self._server = server
-        self._received = 0  # messages, probes included
-        self._acked = 0  # of them, as we have told the client
-        self._acked_at = 0.0
-
-    @property
-    def rtt(self) -> float | None:
-        return self.trust.rtt or None
-
-    @property
-    def loss(self) -> float:
-        return self.trust.loss
-
-    @property
-    def active(self) -> bool:
-        return self.route is not Route.RELIABLE
-
-    def _write(self, blob: bytes) -> None:
-        now = self._server.clock()
-        sent = self._server.push(self, blob, now)
-        if sent:
-            self.trust.sent(now, sent)
-
-    def take(self, data: str | bytes, now: float) -> None:
-        """One message of the client. It came where things may be lost, whatever it says of itself."""
-        self._received += 1
-        try:
-            item = V1_DIALECT.decode(data) if isinstance(data, str) else unpack_binary(data)
-        except ProtocolError:
-            self._server.rooms.totals.refused["non_message"] += 1
-            return
-        if item.type.startswith("session:"):  # a probe; other control messages belong on the reliable link
-            return
-        item.reliable = False
-        self.client.core.receive(self.client, item, len(data), now)
-
-    def acked(self, received: int) -> None:
-        now = self._server.clock()
-        self.trust.rtt = self.client.links[0].rtt or 0.0
-        self.trust.acked(received, now)
-        self.look(now)
-
-    def look(self, now: float) -> None:
-        """Tells what was received, keeps the judgement fresh, and follows it."""
-        if self._received != self._acked and now - self._acked_at >= ACK_EVERY:
-            self._acked, self._acked_at = self._received, now
-            self.client.core.acknowledge(self.client, self._received)
-        if self.trust.wants_probe(now):
-            self._server.probe(self, now)
-        route = self.trust.route(now)
-        if route is not self.route:
-            self.route = route
-            self.client.core.rerouted(self.client)
-
-    def close(self, code: int, reason: str) -> None:
-        self._server.hangup(self.client)
+def read_answer(text: str) -> sdp.Answer:
+    """Raises ValueError."""
+    if len(text) > MAX_ANSWER:
+        raise ValueError(f"answer of {len(text)} characters, expected at most {MAX_ANSWER}")
+    return sdp.parse_answer(text)
