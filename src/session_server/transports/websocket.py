@@ -279,6 +279,7 @@ class Connection(asyncio.Protocol):
             room_class = self._server.rooms.class_of(self._slug)
         except SessionError as error:
             self._server.rooms.totals.refused["piece"] += 1
+            self._limit = UNLIMITED  # there is no room to say one, and the client's close frame is still to be read
             self.close(error.code, "the code of this piece cannot be used")
             return
         size = room_class.max_message or self._server.rooms.config.message_size
