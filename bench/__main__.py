@@ -35,7 +35,7 @@ def main(words: list[str] | None = None) -> int:
     settings = replace(settings, poll=given.poll)
     asked = [question for question in QUESTIONS if not given.only or question.name in given.only]
     try:
-        prepare()
+        prepare({question.program for question in asked})
         cores = choose_cores()
         if raise_file_limit() < FILES and any(question.name == "idle" for question in asked):
             raise BenchError(f"the limit of open files is too low for the question 'idle': try `ulimit -n {FILES}`")

@@ -14,6 +14,7 @@ LIMITS = {
     "byte-rate": 100_000_000,
     "byte-burst": 200_000_000,
     "connections-per-address": 20_000,
+    "peers-per-address": 20_000,
     "max-clients": 20_000,
     "max-rooms": 10_000,
     "new-rooms-per-address": 5_000,
@@ -39,4 +40,6 @@ NODE = _node("node", "loop.mjs")
 NODE_GREETS = _node("node greets", "loop.mjs", "--greet")
 NODE_TICK = _node("node tick", "tick.mjs")
 NODE_HTTP = _node("node http", "http.mjs")
+GECKOS = _node("geckos", "geckos.mjs")
+DATACHANNEL = _node("node-datachannel", "datachannel.mjs")
 SOURCE = Contestant("source", lambda port: [str(GENERATOR), "source", "--port", str(port)])

@@ -15,20 +15,14 @@
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
-#include <time.h>
-#include <unistd.h>
+
+#include "machine.h"
 
 #ifndef IP_BIND_ADDRESS_NO_PORT
 #define IP_BIND_ADDRESS_NO_PORT 24
@@ -45,7 +39,6 @@ static const char MESSAGE[] = HEAD "1000000000000000},\"id\":0}";
 #define LENGTH (sizeof MESSAGE - 1)
 _Static_assert(sizeof HEAD - 1 == TIME_AT && LENGTH == 92, "the layout is fixed");
 
-#define BUCKETS 1000001         /* of 1 us; the last one holds all above 1 s */
 #define BUFFER (256 * 1024)     /* bytes per recv */
 #define PER_ADDRESS 8000        /* connections from one source address; a loopback address has 28 k ports */
 #define AT_ONCE 64              /* handshakes in flight */
@@ -80,97 +73,16 @@ static struct options {
 static struct connection *connections;
 static struct room *rooms;
 static int total, opened, in_flight, poller, messages_flow, measuring, told_to_end;
-static uint64_t begin, now;     /* ns */
 
-static uint32_t latency[BUCKETS], lateness[BUCKETS];
-static uint64_t deliveries, latencies, late_count, sent, spun, checked, unstamped, failed, others, pings, reads, closed_by_server;
+static struct histogram latency, lateness;
+static uint64_t checked, unstamped, failed, others, pings, closed_by_server;
 static char first_failure[200];
 
-static void die(const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    fprintf(stderr, "generator: ");
-    vfprintf(stderr, format, arguments);
-    fprintf(stderr, "\n");
-    va_end(arguments);
-    exit(1);
-}
-
-static uint64_t clock_ns(clockid_t clock) {
-    struct timespec at;
-    clock_gettime(clock, &at);
-    return (uint64_t)at.tv_sec * 1000000000ull + (uint64_t)at.tv_nsec;
-}
-
-static void tell_time(void) { now = clock_ns(CLOCK_MONOTONIC) - begin; }
-
-/* ---- what the machine did meanwhile ---- */
-
-static uint64_t watched_ns(void) { /* CPU of all threads of the watched processes: schedstat counts ns, stat only 10 ms steps */
-    uint64_t sum = 0;
-    char list[256], *rest = list, *pid;
-    snprintf(list, sizeof list, "%s", options.watch);
-    while ((pid = strsep(&rest, ","))) {
-        char path[600];
-        snprintf(path, sizeof path, "/proc/%s/task", pid);
-        DIR *tasks = *pid ? opendir(path) : NULL;
-        if (!tasks) continue;
-        for (struct dirent *task; (task = readdir(tasks));) {
-            if (task->d_name[0] == '.') continue;
-            snprintf(path, sizeof path, "/proc/%s/task/%s/schedstat", pid, task->d_name);
-            FILE *file = fopen(path, "r");
-            unsigned long long ran;
-            if (file && fscanf(file, "%llu", &ran) == 1) sum += ran;
-            if (file) fclose(file);
-        }
-        closedir(tasks);
-    }
-    return sum;
-}
-
-static double core_busy(int core) { /* seconds since boot, stolen time included */
-    FILE *file = fopen("/proc/stat", "r");
-    char line[512], name[16];
-    double busy = 0;
-    snprintf(name, sizeof name, "cpu%d ", core);
-    while (file && fgets(line, sizeof line, file)) {
-        unsigned long long user, nice, system, idle, wait, irq, soft, steal;
-        if (strncmp(line, name, strlen(name))) continue;
-        if (sscanf(line, "%*s %llu %llu %llu %llu %llu %llu %llu %llu", &user, &nice, &system, &idle, &wait, &irq, &soft, &steal) == 8)
-            busy = (double)(user + nice + system + irq + soft + steal) / (double)sysconf(_SC_CLK_TCK);
-    }
-    if (file) fclose(file);
-    return busy;
-}
-
-static struct sample { uint64_t at, own, watched, deliveries, sent, reads, spun; double busy[2]; } started, ended;
-
-static struct sample sample(void) {
-    struct sample s = {
-        .at = clock_ns(CLOCK_MONOTONIC), .own = clock_ns(CLOCK_PROCESS_CPUTIME_ID), .watched = watched_ns(),
-        .deliveries = deliveries, .sent = sent, .reads = reads, .spun = spun,
-        .busy = {core_busy(options.cores[0]), core_busy(options.cores[1])},
-    };
-    return s;
-}
-
-static void record(uint32_t *histogram, uint64_t *count, uint64_t ns) {
-    uint64_t us = ns / 1000;
-    if (!measuring) return;
-    histogram[us < BUCKETS ? us : BUCKETS - 1]++;
-    ++*count;
-}
-
-static double percentile(const uint32_t *histogram, uint64_t count, double share) { /* ms; the upper edge of the bucket */
-    uint64_t seen = 0, wanted = (uint64_t)((double)count * share);
-    for (size_t us = 0; us < BUCKETS; us++)
-        if ((seen += histogram[us]) > wanted) return (double)(us + 1) / 1000.0;
-    return 0;
-}
+static struct sample started, ended;
 
 static void start_measuring(void) {
     measuring = 1;
-    started = sample();
+    started = sample(options.watch, options.cores);
 }
 
 /* ---- connections ---- */
@@ -297,7 +209,7 @@ static void message(struct connection *c, const char *payload, size_t length) {
         return;
     }
     for (int i = 0; i < TIME_DIGITS; i++) stamp = stamp * 10 + (uint64_t)(digits[i] - '0');
-    record(latency, &latencies, now > stamp - TIME_BASE ? now - (stamp - TIME_BASE) : 0);
+    if (measuring) record(&latency, now > stamp - TIME_BASE ? now - (stamp - TIME_BASE) : 0);
     rooms[c->room].delivered++;
     rooms[c->room].last = now;
     if (++deliveries % CHECK_EVERY == 0) check(payload, length);
@@ -368,7 +280,7 @@ static size_t answers(struct connection *c, const char *bytes, size_t length) { 
             if (!*first_failure) snprintf(first_failure, sizeof first_failure, "%.*s", (int)strcspn(bytes + at, "\r"), bytes + at);
         }
         at += size;
-        record(latency, &latencies, now - c->asked);
+        if (measuring) record(&latency, now - c->asked);
         deliveries++;
         checked++;
         ask(c);
@@ -415,7 +327,7 @@ static int turn;
 
 static void keep_pace(void) { /* open loop: what is due by now is sent; its stamp is when it was due */
     while (next_due <= now) {
-        record(lateness, &late_count, now - next_due);
+        if (measuring) record(&lateness, now - next_due);
         say(&rooms[turn], turn, next_due);
         turn = (turn + 1) % options.rooms;
         next_due += gap;
@@ -491,9 +403,9 @@ static void answer(double setup) {
     printf("{\"mode\": \"%s\", \"connections\": %d, \"alive\": %d, \"setup_seconds\": %.6f, \"seconds\": %.6f, ", options.mode, total, alive, setup, seconds);
     uint64_t delivered = ended.deliveries - started.deliveries, read = ended.reads - started.reads;
     printf("\"sent\": %llu, \"deliveries\": %llu, \"rate\": %.1f, ", (unsigned long long)(ended.sent - started.sent), (unsigned long long)delivered, (double)delivered / seconds);
-    printf("\"p50_ms\": %.3f, \"p99_ms\": %.3f, \"p999_ms\": %.3f, ", percentile(latency, latencies, .5), percentile(latency, latencies, .99), percentile(latency, latencies, .999));
+    printf("\"p50_ms\": %.3f, \"p99_ms\": %.3f, \"p999_ms\": %.3f, ", percentile(&latency, .5), percentile(&latency, .99), percentile(&latency, .999));
     printf("\"polls\": %d, ", options.poll);
-    printf("\"late_p99_ms\": %.3f, \"own_share\": %.4f, \"spun_share\": %.4f, ", percentile(lateness, late_count, .99), own / seconds, (double)(ended.spun - started.spun) / 1e9 / seconds);
+    printf("\"late_p99_ms\": %.3f, \"own_share\": %.4f, \"spun_share\": %.4f, ", percentile(&lateness, .99), own / seconds, (double)(ended.spun - started.spun) / 1e9 / seconds);
     printf("\"server_cpu_s\": %.6f, \"core_busy_s\": [%.2f, %.2f], ", (double)(ended.watched - started.watched) / 1e9, ended.busy[0] - started.busy[0], ended.busy[1] - started.busy[1]);
     printf("\"per_read\": %.2f, \"checked\": %llu, \"unstamped\": %llu, \"failed\": %llu, ", read ? (double)delivered / (double)read : 0, (unsigned long long)checked, (unsigned long long)unstamped, (unsigned long long)failed);
     printf("\"others\": %llu, \"pings\": %llu, \"closed\": %llu, \"stalled\": %d, \"first_failure\": \"%s\"}\n", (unsigned long long)others, (unsigned long long)pings, (unsigned long long)closed_by_server, stalled, first_failure);
@@ -588,7 +500,7 @@ int main(int count, char **words) {
     if (idle) {
         start_measuring();
         double setup = open_all();
-        ended = sample();
+        ended = sample(options.watch, options.cores);
         printf("{\"open\": %d}\n", total);
         fflush(stdout);
         struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
@@ -611,7 +523,7 @@ int main(int count, char **words) {
     run_for(options.warm);
     start_measuring();
     run_for(options.measure);
-    ended = sample();
+    ended = sample(options.watch, options.cores);
     answer(setup);
     return 0;
 }

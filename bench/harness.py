@@ -25,6 +25,11 @@ BENCH = Path(__file__).parent
 BUILD = BENCH / ".build"
 PEERS = BENCH / "peers"
 GENERATOR = BUILD / "generator"
+UDP = BUILD / "udp"  # the generator of the data channel rows
+SOURCES = {  # program → what it is compiled of, and with
+    GENERATOR: ("generator.c",),
+    UDP: ("udp.c", "peer.c", "-lssl", "-lcrypto"),
+}
 
 FOREIGN = 0.12  # share of a core used by others, above which a run is repeated
 LATE = 0.5  # ms, p99: an open loop that sends later than this was itself held up
@@ -89,6 +94,7 @@ class Row:
     compare: bool = True  # show the ratio to the baseline (it did the same work)
     steady: bool = False  # whatever else runs on the machine
     against: str | None = None  # the ratio is to this contestant, not to the baseline
+    who: str | None = None  # the figure is of this contestant, not of ours
 
     def reached(self, ours: float, ratio: float | None) -> bool | None:
         """Whether the goal is met; None where there is none or nothing to compare with."""
@@ -116,10 +122,11 @@ class Question:
     others: tuple[Contestant, ...] = ()  # for information, left out of a quick run if no row is `against` it
     repeats: int | None = None  # instead of those of the settings, if fewer
     loads_generator: bool = False  # the generator is meant to be the limit
+    program: Path = GENERATOR
 
     def contestants(self, quick: bool) -> list[Contestant]:
         """All but the baseline, in the order of their turns."""
-        needed = {row.against for row in self.rows}
+        needed = {row.against for row in self.rows} | {row.who for row in self.rows}
         return [self.ours, *(other for other in self.others if not quick or other.name in needed)]
 
 
@@ -183,17 +190,18 @@ def paired_ratios(values: Sequence[float], baseline: Sequence[float]) -> list[fl
 # ---- preparing ----
 
 
-def prepare() -> None:
-    """Compiles the generator and installs the peers, where that is not done yet."""
+def prepare(programs: set[Path]) -> None:
+    """Compiles these generators and installs the peers, where that is not done yet."""
     if not sys.platform.startswith("linux"):
         raise BenchError("the bench needs Linux: it reads CPU times from /proc and pins processes to cores")
     for tool, why in (("cc", "to compile the load generator"), ("node", "for the peers"), ("npm", "for the peers")):
         if not shutil.which(tool):
             raise BenchError(f"'{tool}' is not on PATH; it is needed {why}")
     BUILD.mkdir(exist_ok=True)
-    source = BENCH / "generator.c"
-    if not GENERATOR.exists() or GENERATOR.stat().st_mtime < source.stat().st_mtime:
-        _do(["cc", "-O2", "-Wall", "-Wextra", "-o", str(GENERATOR), str(source)], BENCH)
+    newest = max(source.stat().st_mtime for source in (*BENCH.glob("*.c"), *BENCH.glob("*.h")))
+    for program in programs:
+        if not program.exists() or program.stat().st_mtime < newest:
+            _do(["cc", "-O2", "-Wall", "-Wextra", "-o", str(program), *SOURCES[program]], BENCH)
     installed = PEERS / "node_modules" / ".package-lock.json"
     if not installed.exists() or installed.stat().st_mtime < (PEERS / "package-lock.json").stat().st_mtime:
         _do(["npm", "ci", "--silent"], PEERS)
@@ -303,19 +311,21 @@ def _tail(log: Path) -> str:
 # ---- loading ----
 
 
-def load(server: Server, mode: str, settings: Settings, **options: float) -> Figures:
-    """Runs the generator on the second core and returns what it measured (see `figures`)."""
-    with _generator(server, mode, settings, options) as generator:
+def load(server: Server, mode: str, settings: Settings, program: Path = GENERATOR, **options: float | str) -> Figures:
+    """Runs a generator on the second core and returns what it measured (see `figures`)."""
+    with _generator(server, program, mode, settings, options) as generator:
         out, err = generator.communicate(timeout=settings.warm + settings.measure + 60)
     if generator.returncode:
         raise BenchError(f"{server.name}: {err.strip()}")
     return figures(json.loads(out))
 
 
-def hold(server: Server, connections: int, rooms: int, settings: Settings) -> Figures:
+def hold(
+    server: Server, mode: str, count: int, settings: Settings, program: Path = GENERATOR, **options: float | str
+) -> Figures:
     """Opens idle connections, waits, looks at the memory, and closes them."""
     before = server.rss()
-    with _generator(server, "idle", settings, {"connections": connections, "rooms": rooms}) as generator:
+    with _generator(server, program, mode, settings, options) as generator:
         assert generator.stdout is not None
         if not generator.stdout.readline():
             raise BenchError(f"{server.name}: {generator.communicate()[1].strip()}")
@@ -324,24 +334,24 @@ def hold(server: Server, connections: int, rooms: int, settings: Settings) -> Fi
         out, _ = generator.communicate("\n", timeout=60)
     raw = json.loads(out)
     seen = figures(raw)
-    seen["setup_rate"] = connections / raw["setup_seconds"]
-    seen["setup_cpu_us"] = raw["server_cpu_s"] / connections * 1e6
+    seen["setup_rate"] = count / raw["setup_seconds"]
+    seen["setup_cpu_us"] = raw["server_cpu_s"] / count * 1e6
     seen["rss_before_mb"] = before / 1e6
-    seen["rss_kb"] = (after - before) / connections / 1000
-    seen["lost"] = connections - raw["alive"]
+    seen["rss_kb"] = (after - before) / count / 1000
+    seen["lost"] = count - raw["alive"]
     return seen
 
 
 @contextlib.contextmanager
 def _generator(
-    server: Server, mode: str, settings: Settings, options: Mapping[str, float]
+    server: Server, program: Path, mode: str, settings: Settings, options: Mapping[str, float | str]
 ) -> Iterator[subprocess.Popen[str]]:
-    words = [str(GENERATOR), mode, "--port", str(server.port)]
+    words = [str(program), mode, "--port", str(server.port)]
     words += ["--cores", f"{server.cores[0]},{server.cores[1]}"]
     words += ["--watch", ",".join(map(str, family(server.process.pid)))]
     words += ["--warm", str(settings.warm), "--measure", str(settings.measure), "--poll", str(int(settings.poll))]
     for name, value in options.items():
-        words += [f"--{name}", f"{value:g}"]
+        words += [f"--{name}", value if isinstance(value, str) else f"{value:g}"]
     with pinned(server.cores[1]):
         process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

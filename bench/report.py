@@ -19,7 +19,7 @@ from bench.harness import BENCH, PEERS, SATURATED, Result, Row, Settings
 
 RESULTS = BENCH / "results"
 LIBRARIES = ("session-server", "aiohttp", "msgspec", "uvloop", "websockets")
-HEADS = ("what", "ours", "peer", "ratio", "spread", "goal", "reached", "node tick")
+HEADS = ("what", "ours", "peer", "ratio", "spread", "goal", "reached", "others")
 
 
 def number(value: float | None) -> str:
@@ -36,7 +36,7 @@ def number(value: float | None) -> str:
 def summary(result: Result, row: Row) -> dict[str, Any]:
     """One row of the table as data."""
     question = result.question
-    who = question.ours.name
+    who = row.who or question.ours.name
     ours = result.median(who, row.figure)
     ratios = result.ratios(who, row.figure, row.against) if row.compare else []
     peer = row.against or (question.baseline.name if question.baseline else None)
@@ -51,7 +51,11 @@ def summary(result: Result, row: Row) -> dict[str, Any]:
         "ours": ours,
         "peer": result.median(peer, row.figure) if peer else None,
         "peer_name": peer,
-        "others": {other.name: result.median(other.name, row.figure) for other in question.others},
+        "others": {
+            other.name: value
+            for other in question.others
+            if other.name != who and (value := result.median(other.name, row.figure)) is not None
+        },
         "ratio": ratio,
         "ratios": ratios,
         "goal": row.goal_text(),
@@ -76,7 +80,7 @@ def table(results: Sequence[Result]) -> str:
                     f"{min(ratios):.2f}–{max(ratios):.2f}" if ratios else "",
                     seen["goal"],
                     {True: "yes", False: "NO", None: "?" if row.goal is not None else ""}[seen["reached"]],
-                    number(seen["others"].get("node tick")),
+                    ", ".join(f"{name} {number(value)}" for name, value in seen["others"].items()),
                 )
             )
         lines.append((f"    {conditions(result)}",))

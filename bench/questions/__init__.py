@@ -1,7 +1,7 @@
-"""One file per question. A new one: write the file, name it here."""
+"""One file per question, or per group. A new one: write the file, name it here."""
 
 from bench.harness import Question
-from bench.questions import discovery, fanout, generator, idle, latency, small_rooms
+from bench.questions import discovery, fanout, generator, idle, latency, small_rooms, udp
 
 QUESTIONS: tuple[Question, ...] = (
     generator.QUESTION,
@@ -10,4 +10,5 @@ QUESTIONS: tuple[Question, ...] = (
     latency.QUESTION,
     idle.QUESTION,
     discovery.QUESTION,
+    *udp.QUESTIONS,
 )

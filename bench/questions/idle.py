@@ -12,7 +12,7 @@ CONNECTIONS, ROOMS = 10_000, 1_000
 
 
 def measure(server: Server, settings: Settings) -> Figures:
-    return hold(server, CONNECTIONS, ROOMS, settings)
+    return hold(server, "idle", CONNECTIONS, settings, connections=CONNECTIONS, rooms=ROOMS)
 
 
 QUESTION = Question(
