@@ -31,6 +31,7 @@ from typing import Any
 from msgspec import UnsetType
 
 from session_server import presence
+from session_server.calls import TookTooLong
 from session_server.config import Config
 from session_server.protocol import (
     CLASSIC,
@@ -149,7 +150,7 @@ class Job:
         except StopIteration as end:
             self._end(end.value, None)
         except (Exception, CancelledError, SystemExit) as raised:
-            self._end(None, TimeoutError() if self._late and isinstance(raised, CancelledError) else raised)
+            self._end(None, TookTooLong() if self._late and isinstance(raised, CancelledError) else raised)
         else:
             assert isinstance(pause, Pause), f"a handler awaits {pause!r}; here it can await sleep() and Gate()"
             self._wait(pause, self._wakes)
@@ -296,12 +297,12 @@ class Wire:
                 if self.closed is None and self.dialect is V1_DIALECT and self.pack is pack_v1:
                     self.open(decode_hello(self._decode(item)))
             elif self.pack is pack_raw:
-                client.core.receive_raw(client, item, size, play.now)
+                client.core.inbox.receive_raw(client, item, size, play.now)
             else:
-                client.core.receive(client, self._decode(item), size, play.now)
+                client.core.inbox.receive(client, self._decode(item), size, play.now)
         except ProtocolError as error:
             if client is not None:
-                client.core.complain(client, "malformed", str(error))
+                client.core.inbox.complain(client, "malformed", str(error))
             else:
                 self.close(error.code, str(error))
 
@@ -322,7 +323,7 @@ class Wire:
     def congest(self, behind: bool) -> None:
         self.behind = behind
         if self.client is not None:
-            self.client.core.congested(self.client, behind)
+            self.client.core.outbox.congested(self.client, behind)
 
     def _check_unsent(self) -> None:
         """As an asyncio transport does: told in the middle of the write that crosses the mark."""
@@ -355,7 +356,7 @@ class Side:
         self.heard: list[Heard] = []
         self.closed = False
         self._player = player
-        player.seat.core.attach(player.seat, self)
+        player.seat.core.outbox.attach(player.seat, self)
         player.play.settle()
 
     def write(self, data: bytes) -> None:
@@ -372,12 +373,12 @@ class Side:
         """The transport has judged anew."""
         self.route = route
         assert self._player.seat is not None
-        self._player.seat.core.rerouted(self._player.seat)
+        self._player.seat.core.outbox.rerouted(self._player.seat)
         self._player.play.settle()
 
     def detach(self) -> None:
         assert self._player.seat is not None
-        self._player.seat.core.detach(self._player.seat, self)
+        self._player.seat.core.outbox.detach(self._player.seat, self)
         self._player.play.settle()
 
     def types(self) -> list[str]:

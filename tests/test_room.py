@@ -11,10 +11,11 @@ import pytest
 
 from playing import START, Gate, Player, Playing, Side, sleep
 from session_server import Client, Refused, Room, User, on
+from session_server.calls import ASYNC_LIMIT, MAX_WAITING
 from session_server.clock import Timer
 from session_server.pieces import Pieces
 from session_server.protocol import Close, PieceError
-from session_server.room import ASYNC_LIMIT, MAX_WAITING, PRESENCE_GAP
+from session_server.room import PRESENCE_GAP
 from session_server.rooms import EMPTY_FOR
 from session_server.trust import Route
 

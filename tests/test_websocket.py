@@ -410,9 +410,9 @@ def test_a_fault_of_ours_ends_no_more_than_the_connection() -> None:
     house = House(Talk)
     peer, bystander = house.open(), house.open()
     core = house.rooms.rooms["field"]
-    receive, core.receive = core.receive, None  # type: ignore[method-assign, assignment]
+    inbox, core.inbox = core.inbox, None  # type: ignore[assignment]
     peer.say("x")
-    core.receive = receive  # type: ignore[method-assign]
+    core.inbox = inbox
     assert peer.code() == 1011
     assert len(house.log.faults) == house.rooms.totals.faults == 1
     bystander.say("still here")

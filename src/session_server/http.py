@@ -25,8 +25,8 @@ from .config import Config, Network
 from .limits import client_address, trusted
 from .pieces import Pieces
 from .protocol import Tickets, piece_of, slug_from_path, slug_to_path
-from .room import Totals
 from .rooms import Rooms
+from .services import Totals
 
 WEB: Final = Path(__file__).parent / "web"
 OPEN: Final = {"Access-Control-Allow-Origin": "*"}

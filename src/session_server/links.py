@@ -13,7 +13,6 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from .geckos import BESIDE, IDENTITY, MEMBER, RAW, Geckos, Repeats
 from .handlers import Kind
 from .limits import Bucket
-from .outbox import Write
 from .protocol import (
     V1_DIALECT,
     AnyMessage,
@@ -27,6 +26,7 @@ from .protocol import (
 )
 from .room import Client
 from .rooms import Rooms
+from .stream import Write
 from .trust import ACK_EVERY, Route, Trust
 
 HEARS_WITHIN: Final = 1.5  # seconds until a geckos.io client surely listens, as far as it has not spoken before
@@ -174,10 +174,10 @@ class SideLink(Channel[AnyPeer]):
 
     def opened(self, now: float) -> None:
         self.route = self.trust.route(now)
-        self.client.core.attach(self.client, self)
+        self.client.core.outbox.attach(self.client, self)
 
     def ended(self, clean: bool) -> None:
-        self.client.core.detach(self.client, self)
+        self.client.core.outbox.detach(self.client, self)
 
     def _write(self, blob: bytes) -> None:
         now = self._server.clock()
@@ -200,7 +200,7 @@ class SideLink(Channel[AnyPeer]):
         if item.type.startswith("session:"):  # a probe; other control messages belong on the reliable link
             return
         item.reliable = False
-        self.client.core.receive(self.client, item, size_of(data), now)
+        self.client.core.inbox.receive(self.client, item, size_of(data), now)
 
     def acked(self, received: int) -> None:
         now = self._server.clock()
@@ -212,13 +212,13 @@ class SideLink(Channel[AnyPeer]):
         """Tells what was received, keeps the judgement fresh, and follows it."""
         if self._received != self._acked and now - self._acked_at >= ACK_EVERY:
             self._acked, self._acked_at = self._received, now
-            self.client.core.acknowledge(self.client, self._received)
+            self.client.core.inbox.acknowledge(self.client, self._received)
         if self.trust.wants_probe(now) and self._server.probe(self, now):
             self.trust.sent(now)
         route = self.trust.route(now)
         if route is not self.route:
             self.route = route
-            self.client.core.rerouted(self.client)
+            self.client.core.outbox.rerouted(self.client)
 
     def close(self, code: int, reason: str) -> None:
         self._server.hangup(self.client)
@@ -294,10 +294,10 @@ class GeckosLink(Channel[AnyPeer]):
             item = self._read(client, data, size, now)
         except ProtocolError:
             refused["non_message"] += 1
-            client.core.admits(client, size, now)
+            client.core.inbox.admits(client, size, now)
             return
         if item is not None:
-            client.core.receive(client, item, size, now)
+            client.core.inbox.receive(client, item, size, now)
 
     def _read(self, client: Client, data: str | bytes, size: int, now: float) -> AnyMessage | None:
         """None if there is nothing in it for the room. Raises ProtocolError."""
@@ -305,11 +305,11 @@ class GeckosLink(Channel[AnyPeer]):
             return Binary(RAW, data, reliable=False)
         item = self.dialect.decode(data)
         if item.type == IDENTITY and client.core.routes.kind(IDENTITY) is Kind.RELAYED:
-            client.core.admits(client, size, now)  # a claim, with a user's id in it: nobody else's business
+            client.core.inbox.admits(client, size, now)  # a claim, with a user's id in it: nobody else's business
             return None
         if item.reliable is not False and not self._repeats.is_news(item.id, now):
             if not self._copies.take(now):  # copies are part of the library, but not so many
-                client.core.admits(client, size, now)
+                client.core.inbox.admits(client, size, now)
             return None
         return item
 

@@ -7,12 +7,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from inspect import isawaitable
 from typing import Any, Final, Protocol
 
+from .calls import ASYNC_LIMIT, FAULTS_LOGGED
 from .clock import Timers
 from .config import Config
 from .handlers import Routes
 from .limits import Bucket, Buckets, network
+from .outbox import Link, Outbox
 from .protocol import Close, Hello, LimitExceeded, PieceError, Refused, RoomFull, SessionError, piece_of
-from .room import ASYNC_LIMIT, FAULTS_LOGGED, Client, Link, Relay, Room, RoomCore, Services, Totals, User
+from .room import Client, Relay, Room, RoomCore, User
+from .services import Services, Totals
 
 WRITES_AT_ONCE: Final = 64  # then the loop reads again before the next room's turn: half the latency, same batches
 EMPTY_FOR: Final = 60.0  # seconds an empty room is kept
@@ -63,7 +66,7 @@ class Rooms:
         self._verify, self._claim, self._release = verify, claim, release
         self._openings = Buckets(config.new_rooms_per_address / 60, config.new_rooms_per_address)
         self._routes: dict[type[Room], Routes] = {}
-        self._dirty: deque[RoomCore] = deque()
+        self._dirty: deque[Outbox] = deque()
         self._broken = Bucket(1, FAULTS_LOGGED)  # tracebacks of rooms that could not be made
         self._services = Services(
             config,
@@ -74,6 +77,7 @@ class Rooms:
             spawn,
             self._flush_later,
             self._emptied,
+            self.close,
             offer,
             answer,
             hangup,
@@ -92,17 +96,17 @@ class Rooms:
         self.timers.run(now)
         dirty, writes = self._dirty, 0
         for _ in range(len(dirty)):
-            core = dirty.popleft()
-            core.flush(now)
-            writes += len(core.clients)
+            outbox = dirty.popleft()
+            outbox.flush(now)
+            writes += len(outbox.seats)
             if writes >= WRITES_AT_ONCE:
                 break
         return now if dirty else self.timers.due  # a flush can set timers too
 
-    def _flush_later(self, core: RoomCore) -> None:
+    def _flush_later(self, outbox: Outbox) -> None:
         if not self._dirty:
             self._wake(0.0)
-        self._dirty.append(core)
+        self._dirty.append(outbox)
 
     # --- opening and closing rooms ------------------------------------------------------------------------------------
 
@@ -155,7 +159,7 @@ class Rooms:
                 log.error("fault in the code of a piece", hook="__init__", exc_info=error)
             raise PieceError("the code of the room failed") from error
         try:
-            core.create()
+            core.calls.create()
         except PieceError:
             core.stop()
             raise
@@ -248,9 +252,7 @@ class Rooms:
             )
 
     def _auth_fault(self, core: RoomCore, error: BaseException) -> SessionError:
-        self.totals.faults += 1
-        if core._faults.take(self._services.now):
-            core.log.error("fault in the code of a piece", hook="on_auth", exc_info=error)
+        core.calls.fault("on_auth", error)
         return PieceError("the code of the room failed")
 
     def _counted(self, error: SessionError) -> SessionError:

@@ -20,6 +20,7 @@ from typing import Any, Final, cast
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
+from .calls import TookTooLong
 from .clock import Rota
 from .config import Config, ConfigError
 from .engine.memory import MemoryEngine
@@ -405,8 +406,10 @@ class Server:
             value: Any = None
             error: BaseException | None = None
             try:
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(seconds) as limit:
                     value = await awaitable
+            except TimeoutError as caught:  # ours, or one of the author's own
+                error = TookTooLong() if limit.expired() else caught
             except (Exception, SystemExit) as caught:
                 error = caught
             except asyncio.CancelledError as caught:  # of something that the handler waited for, unless it is our end

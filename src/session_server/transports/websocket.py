@@ -18,7 +18,6 @@ from websockets.speedups import apply_mask
 from ..clock import Rota
 from ..config import Config
 from ..limits import Tally, client_address, network
-from ..outbox import Write
 from ..protocol import (
     CLASSIC,
     V1_DIALECT,
@@ -54,6 +53,7 @@ from ..rfc6455 import (
 )
 from ..room import Client, RoomCore
 from ..rooms import Rooms
+from ..stream import Write
 
 HIGH_WATER: Final = 256 * 1024  # bytes unsent, above which what may be lost is shed
 LOW_WATER: Final = 64 * 1024  # bytes unsent, below which it is sent again
@@ -61,7 +61,7 @@ MAX_UNSENT: Final = 1024 * 1024  # bytes unsent, above which a client is a slow 
 PING_EVERY: Final = 15.0  # seconds; no byte until the next one and the link is dead
 JOIN_WITHIN: Final = 10.0  # seconds for `session:join`
 CLOSE_WITHIN: Final = 5.0  # seconds for the peer's half of the closing handshake
-FRAMES_AT_ONCE: Final = 1000  # frames of one connection, then others have their turn
+FRAMES_AT_ONCE: Final = 250  # frames of one connection, then others have their turn
 RARE_COST: Final = 8  # of a frame that goes to the library, in common ones
 BREATH: Final = 0.1  # seconds in which nothing is read of a client that was over its rate
 CHEAP: Final = 1024  # bytes; a rare frame smaller than that costs its sender as much as a message
@@ -423,7 +423,8 @@ class Connection(asyncio.Protocol):
                 return len(data)
             rare.left = size
             if size < CHEAP and data[at] not in (TEXT, BINARY) and self.core is not None and self.client is not None:
-                self.core.admits(self.client, size, self._server.clock())  # small fragments and control frames add up
+                # small fragments and control frames add up
+                self.core.inbox.admits(self.client, size, self._server.clock())
         self._turn -= RARE_COST
         chunk = data[at : at + rare.left]
         for first, payload in rare.feed(chunk):
@@ -438,7 +439,7 @@ class Connection(asyncio.Protocol):
         """Sends what the library answers, and sees whether the connection ended by it."""
         was_closed = self._closed
         if not rare.open and self.core is not None:
-            self.core.flush(self._server.enter())  # what the room sent before stands before the close
+            self.core.outbox.flush(self._server.enter())  # what the room sent before stands before the close
         for data in rare.protocol.data_to_send():
             if data and not was_closed:  # afterwards it could only be pongs
                 self.write(data)
@@ -465,10 +466,10 @@ class Connection(asyncio.Protocol):
                 self._take_hello(first, payload)
             elif self.pack is not pack_raw:
                 item = self._decode(payload.decode()) if first == TEXT else self._decode_binary(payload)
-                core.receive(client, item, len(payload), self._server.clock())
+                core.inbox.receive(client, item, len(payload), self._server.clock())
             else:
                 data = payload.decode() if first == TEXT else payload
-                core.receive_raw(client, data, len(payload), self._server.clock())
+                core.inbox.receive_raw(client, data, len(payload), self._server.clock())
         except ProtocolError as error:
             self._not_a_message(error)
         except UnicodeDecodeError:  # unchecked, it would make all others close
@@ -482,7 +483,7 @@ class Connection(asyncio.Protocol):
         core, client = self.core, self.client
         if core is None or client is None:
             self._not_a_message(ProtocolError(Close.NOT_MESSAGES, "ping or pong before session:join"))
-        elif core.admits(client, len(payload), self._server.clock()) and first == PING:
+        elif core.inbox.admits(client, len(payload), self._server.clock()) and first == PING:
             self.write(frame(PONG, payload))
 
     def _decode_binary(self, payload: bytes) -> AnyMessage:
@@ -528,7 +529,7 @@ class Connection(asyncio.Protocol):
         if self._non_messages >= NON_MESSAGES:
             self._refuse(Close.NOT_MESSAGES, f"{NON_MESSAGES} non-messages, the last: {error}")
         elif self.core is not None and self.client is not None:
-            self.core.complain(self.client, "malformed", str(error))
+            self.core.inbox.complain(self.client, "malformed", str(error))
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -593,7 +594,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(self._answer + data)
         self._answer = b""
         if self.core is not None and self.client is not None:
-            self.core.rewire(self.client)
+            self.core.outbox.rewire(self.client)
 
     # --- back-pressure ------------------------------------------------------------------------------------------------
 
@@ -601,13 +602,13 @@ class Connection(asyncio.Protocol):
         """More than HIGH_WATER is unsent: from now on each write is looked at, and what may be lost is shed."""
         self.write = self._write_behind
         if self.core is not None and self.client is not None:
-            self.core.congested(self.client, True)
+            self.core.outbox.congested(self.client, True)
         self._check_unsent()
 
     def resume_writing(self) -> None:
         self.write = self._transport.write
         if self.core is not None and self.client is not None:
-            self.core.congested(self.client, False)
+            self.core.outbox.congested(self.client, False)
 
     def _write_behind(self, data: bytes) -> None:
         self._transport.write(data)

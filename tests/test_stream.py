@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from session_server.outbox import Stream
+from session_server.stream import Stream
 
 STEADY = settings(derandomize=True, deadline=None, max_examples=300)
 CLIENTS = ("ada", "bob", "cy", "dot")
