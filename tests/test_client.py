@@ -228,6 +228,8 @@ def test_a_url_becomes_one_that_a_websocket_takes(url: str, expected: str) -> No
 def test_a_url_of_nothing_is_refused_at_once(url: str) -> None:
     with pytest.raises(ValueError, match="url is"):
         session(url)
+    with pytest.raises(ValueError, match="Port out of range"):
+        session("http://host:65536/session/field")
 
 
 def test_what_one_says_of_oneself_is_limited_as_on_the_wire() -> None:
@@ -340,6 +342,16 @@ async def test_a_token_that_cannot_be_had_is_the_programs_error() -> None:
 
 
 @in_loop
+async def test_a_token_of_another_kind_is_the_programs_error_too() -> None:
+    with pytest.raises(TypeError, match="token is 7, expected a string"):
+        session("http://host/session/field", token=7)  # type: ignore[arg-type]
+    async with Peer() as peer:
+        with pytest.raises(TypeError, match=r"token\(\) is 7, expected a string or None"):
+            async with joining(peer, token=lambda: 7):
+                pass
+
+
+@in_loop
 async def test_a_refusal_by_on_auth_carries_its_reason() -> None:
     async with Peer(manual=True) as peer:
 
@@ -399,7 +411,7 @@ async def test_nobody_there_is_told_in_plain_words() -> None:
 async def test_a_server_that_never_welcomes_is_given_up() -> None:
     async with Peer(manual=True) as peer:
         room = joining(peer, open_timeout=0.1)
-        with pytest.raises(ConnectionError, match="within 0.1 s: no answer"):
+        with pytest.raises(ConnectionError, match="within 0.1 s: connected, but no welcome came"):
             async with room:
                 pass
         with pytest.raises(SessionClosed):

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, TypeVar, overload
 
 from ..protocol import Close
+from ..trust import Route
 from .handlers import Handler, check_heard_type
 from .links import CLOSE_TIMEOUT
 from .seat import How, Seat, Token, full_jitter
@@ -64,6 +65,8 @@ def session(
     ConnectionError. `ssl` replaces the default TLS settings. `backoff` gives the seconds before the nth attempt of
     a row (from 0) to connect again.
     """
+    if not (token is None or isinstance(token, str) or callable(token)):
+        raise TypeError(f"token is {token!r}, expected a string, or a callable that returns one")
     return Room(How(session_url(url), greeting(name, data), token, open_timeout, ssl, backoff))
 
 
@@ -111,8 +114,13 @@ class Room:
     @property
     def links(self) -> list[Link]:
         """The live wires to the server; none while the connection is lost."""
-        link = self._seat.outbox.link
-        return [] if link is None else [Link(link.kind, link.rtt)]
+        link, side = self._seat.outbox.link, self._seat.side
+        if link is None:
+            return []
+        if side is None:
+            return [Link(link.kind, link.rtt)]
+        active = self._seat.route is not Route.RELIABLE
+        return [Link(link.kind, link.rtt), Link(side.kind, link.rtt, side.trust.loss, active)]
 
     @overload
     def on(self, type: str) -> Callable[[HandlerT], HandlerT]: ...
@@ -135,18 +143,17 @@ class Room:
 
         A reliable message arrives, once and in order; while the connection is lost it waits in a queue of 256 messages
         or 1 MiB, beyond which SendQueueFull is raised. With `reliable=False` it may be lost: what is worth nothing
-        later (a position) goes so. Raises SessionClosed after the end of the room.
+        later (a position) goes so, by UDP where UDP is proven to work. Raises SessionClosed after the end of the room.
         """
         check_own_type(type)
-        frame = write_frame(type, content, reliable)
         seat, outbox = self._seat, self._seat.outbox
         seat.check_open()
         if reliable:
-            kept = await outbox.keep(frame)
+            kept = await outbox.keep(write_frame(type, content))
             while outbox.link is not None and not kept.sent and seat.end is None:
                 await outbox.changed.wait()
-        elif outbox.link is not None:
-            outbox.add_unreliable(frame)
+        else:
+            seat.send_unreliable(type, content)
             await asyncio.sleep(0)  # a loop of such sends lets others run, too
 
     async def ask(self, type: str, content: Any = None, timeout: float = 10.0) -> Any:  # noqa: ASYNC109 (JS has it, too)

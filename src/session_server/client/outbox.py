@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from .links import WebSocketLink
 from .state import Kept, Ledger
@@ -43,7 +44,7 @@ class Signal:
 
 class Outbox:
     """What waits for the link, and what the link is told: reliable messages, kept until the server has them; unreliable
-    ones; pings, which ask what it has; after all else the goodbye. It outlives its links."""
+    ones; pings, which ask what it has; word of the side link; after all else the goodbye. It outlives its links."""
 
     def __init__(self, now: Callable[[], float], check_open: Callable[[], None]) -> None:
         """`now` in seconds, monotonic. `check_open` raises if the room is over."""
@@ -56,6 +57,7 @@ class Outbox:
         self._unreliable: deque[Frame] = deque(maxlen=UNSENT_UNRELIABLE)
         self._pinged: float | None = None  # `t` of the ping under way
         self._ping_due = False
+        self._controls: dict[str, Frame] = {}  # type → the last of it
         self._said_goodbye = False  # on this link
         self._turn = asyncio.Lock()  # sends keep their order
         self._filled = Signal()  # there is something to write
@@ -95,6 +97,11 @@ class Outbox:
         self._unreliable.append(frame)
         self._filled.notify()
 
+    def say(self, type: str, content: Any) -> None:
+        """A control message, on this link or never; a newer one of its type takes its place."""
+        self._controls[type] = write_frame(type, content)
+        self._filled.notify()
+
     def leave(self) -> None:
         self.leaving = True
         self._filled.notify()
@@ -125,6 +132,7 @@ class Outbox:
     def end(self) -> None:
         self.link = None
         self._unreliable.clear()
+        self._controls.clear()
         self.changed.notify()
 
     async def write(self, link: WebSocketLink) -> None:
@@ -135,7 +143,7 @@ class Outbox:
             while not self._said_goodbye:
                 backlog = min(backlog, self.ledger.unsent)
                 waiting = backlog > 0 and (messages >= SLICE_MESSAGES or size >= SLICE_BYTES)
-                frame, kept = self._next_ping(), None
+                frame, kept = self._next_control(), None
                 if frame is None:
                     kept = None if waiting else self.ledger.next()
                     frame = self._next_uncounted(idle=not waiting) if kept is None else kept.frame
@@ -151,12 +159,12 @@ class Outbox:
                     backlog, messages, size = backlog - 1, messages + 1, size + kept.size
                     self._ping_due = self._ping_due or self.ledger.half_full
 
-    def _next_ping(self) -> Frame | None:
-        if not self._ping_due or self._pinged is not None:
-            return None
-        self._ping_due = False
-        self._pinged = self._now()
-        return write_frame("session:ping", {"t": self._pinged})
+    def _next_control(self) -> Frame | None:
+        if self._ping_due and self._pinged is None:
+            self._ping_due = False
+            self._pinged = self._now()
+            return write_frame("session:ping", {"t": self._pinged})
+        return self._controls.pop(next(iter(self._controls))) if self._controls else None
 
     def _next_uncounted(self, idle: bool) -> Frame | None:
         """What is not counted: unreliable messages and, after all else, the goodbye."""

@@ -13,13 +13,14 @@ from ssl import SSLContext
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 
-from ..protocol import Close
+from ..protocol import Ack, Answer, AnyMessage, Close
+from ..trust import Route
 from .handlers import Handlers
-from .links import CLOSE_TIMEOUT, WebSocketLink
+from .links import CLOSE_TIMEOUT, DataChannelLink, WebSocketLink
 from .outbox import Outbox, Signal
-from .state import Clock, Inbox, Kept, People
+from .state import Clock, Inbox, Kept, Newest, People
 from .wire import (
     OWN,
     AskRefused,
@@ -44,6 +45,8 @@ MISSED = 2  # heartbeats without a byte in return, after which a link is dead
 RETRY_FIRST = 0.25  # seconds, the upper end of the first delay
 RETRY_MOST = 10.0  # seconds, the upper end of the later ones
 BACKED_OFF = 2  # doublings before the first delay after 1013
+SIDE_WITHIN = 3.0  # seconds for a data channel to open
+SIDE_AGAIN = 30.0  # seconds until the next attempt
 SETTLED = 10.0  # seconds a link must have lived for the delays to begin anew
 
 Token = str | Callable[[], str | None | Awaitable[str | None]]
@@ -81,7 +84,8 @@ class Seat:
         self.host: int | None = None
         self.people = People()
         self.end: SessionClosed | None = None
-        self.failure: SessionClosed | None = None  # of the last attempt to connect
+        self.failure: SessionClosed | None = None  # of the last attempt to connect; of this one, what it lacks
+        self.side: DataChannelLink | None = None  # an open one
         self.entered = asyncio.Event()  # the program is ready to hear
         self.arrived = Signal()  # the inbox has a message, or the room ended
         self.space = Signal()  # the inbox or an async handler has made room
@@ -98,6 +102,9 @@ class Seat:
         self._paused = False  # nothing is read, as the program does not keep up
         self._asks: dict[int, Asked] = {}
         self._last_ask = 0
+        self._number = 0  # of our last message that may be lost
+        self._is_numbered = False  # as there may be two links
+        self._newest = Newest()
 
     def check_open(self) -> None:
         if self.end is not None:
@@ -152,6 +159,7 @@ class Seat:
         if self._resume is not None:
             hello |= {"resume": self._resume, "received": self.outbox.ledger.received}
         link = await WebSocketLink.open(self._how.url, self._how.ssl)
+        self.failure = SessionClosed(Close.ABNORMAL, "connected, but no welcome came: does the room speak session.v1?")
         try:
             sent_at = self.now()
             await link.send(write_frame("session:join", hello))
@@ -172,7 +180,10 @@ class Seat:
             return token
         try:
             proof = token()
-            return await proof if inspect.isawaitable(proof) else proof
+            proof = await proof if inspect.isawaitable(proof) else proof
+            if not isinstance(proof, str | None):
+                raise TypeError(f"token() is {proof!r}, expected a string or None")
+            return proof
         except Exception as error:
             if not self.id:
                 raise
@@ -187,6 +198,8 @@ class Seat:
             async with asyncio.TaskGroup() as group:
                 helpers = [group.create_task(self.outbox.write(link)), group.create_task(self._beat(link))]
                 await self.entered.wait()
+                if welcome.offer:
+                    helpers.append(group.create_task(self._keep_side(welcome.offer)))
                 closed = await self._read(link)
                 for helper in helpers:
                     helper.cancel()
@@ -211,6 +224,8 @@ class Seat:
             ledger.restart(welcome.received, welcome.seq)
         self.id = welcome.id
         self.slug = self.handlers.slug = welcome.room
+        self._is_numbered = bool(welcome.offer)
+        self._newest.clear()
         self._resume = welcome.resume
         self._epoch = welcome.epoch
         self.clock.add(welcome.time, rtt)
@@ -232,6 +247,61 @@ class Seat:
             missed = missed + 1 if self._heard == heard and not self._paused else 0
         await link.abort()
 
+    # The side link. Whatever happens to it, the program notices nothing but a longer way
+
+    async def _keep_side(self, offer: str) -> None:
+        """As long as the link lives: tries to make one, uses it, and some time after its end tries again."""
+        while True:
+            try:
+                await self._use_side(offer)
+            except Exception as error:
+                log.debug("no data channel (room %r): %r", self.slug, error)
+            await asyncio.sleep(SIDE_AGAIN)
+
+    async def _use_side(self, offer: str) -> None:
+        side = DataChannelLink(
+            offer, self.now, self._take_aside, lambda count: self.outbox.say("session:ack", Ack(count))
+        )
+        try:
+            async with asyncio.timeout(SIDE_WITHIN):
+                await side.bind()
+                self.outbox.say("session:answer", Answer(side.answer))
+                await side.opened.wait()
+            self.side = side
+            await side.watch()
+        finally:
+            self.side = None
+            side.close()
+
+    @property
+    def route(self) -> Route:
+        """Where what may be lost is sent now."""
+        return Route.RELIABLE if self.side is None else self.side.trust.route(self.now())
+
+    def send_unreliable(self, type: str, content: Any) -> None:
+        """To nobody while the connection is lost."""
+        self._number += 1
+        frame = write_frame(type, content, reliable=False, n=self._number if self._is_numbered else UNSET)
+        route = self.route
+        went_aside = self.side is not None and route is not Route.RELIABLE and self.side.send(frame)
+        if self.outbox.link is not None and not (went_aside and route is Route.UNRELIABLE):
+            self.outbox.add_unreliable(frame)
+
+    def _take_aside(self, frame: Frame) -> None:
+        """What came where things may be lost, and is lost if the program does not keep up."""
+        found = read_frame(frame)
+        if found is None or found.type.startswith(OWN) or self.handlers.busy:
+            return
+        found.reliable = False
+        if self._is_news(found) and (message := read_message(found)) is not None:
+            self.handlers.call(message)
+            self.inbox.put(message, len(frame), wait=False)
+            self.arrived.notify()
+
+    def _is_news(self, found: AnyMessage) -> bool:
+        number = UNSET if found.reliable is not False else found.n
+        return isinstance(number, UnsetType) or self._newest.is_news(found.id, found.type, number)
+
     # What comes in
 
     async def _read(self, link: WebSocketLink) -> SessionClosed:
@@ -250,7 +320,7 @@ class Seat:
                 continue
             if found.reliable is not False:
                 self.outbox.ledger.received += 1
-            if (message := read_message(found)) is not None:
+            if self._is_news(found) and (message := read_message(found)) is not None:
                 await self._deliver(message, len(frame))
 
     async def _deliver(self, message: Message, size: int) -> None:
@@ -284,6 +354,9 @@ class Seat:
                 if rtt is not None:
                     link.rtt = rtt
                     self.clock.add(control.time, rtt)
+            case Ack() if self.side is not None:
+                self.side.trust.rtt = link.rtt or 0.0
+                self.side.trust.acked(control.received, self.now())
 
     def _tell_presence(self, diff: dict[str, Any], before: tuple[int, int | None]) -> None:
         if diff["joins"] or diff["leaves"] or diff["updates"] or before != (self.people.count, self.host):
@@ -291,6 +364,9 @@ class Seat:
 
     def _complain(self, problem: Problem) -> None:
         code, reason, type = problem.code, problem.reason, problem.type
+        if type == "session:answer":  # no data channel, then, which is no fault of the program
+            log.debug("no data channel (room %r): %s", self.slug, reason)
+            return
         if "session:error" not in self.handlers:
             log.warning("session:error %s: %s (type %r, room %r)", code, reason, type, self.slug)
         self.handlers.emit("session:error", {"code": code, "reason": reason, "type": type})

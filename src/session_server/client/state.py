@@ -15,6 +15,7 @@ KEPT_MESSAGES = 256  # reliable messages that the server may not have
 KEPT_BYTES = 1024 * 1024
 INBOX_MESSAGES = 1024  # messages that `async for` has not taken yet
 INBOX_BYTES = 1024 * 1024
+NUMBERED = 4096  # senders and types whose last number is remembered
 LISTED = 200  # people; the server lists no more, it only counts them
 SAMPLES = 8  # of the clock: 40 s of heartbeats
 DRIFT = 1.0  # seconds; two samples that differ by more were not of the same clock
@@ -158,6 +159,27 @@ class Inbox:
         del self._queue[index]
         self._size -= size
         self._unreliable -= not message.reliable
+
+
+class Newest:
+    """What may be lost and carries a number is heard once, and not after a later one: it may have come on both links,
+    and links overtake each other (wire.md, Two links)."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[int, str], int] = {}  # sender, type → number
+
+    def is_news(self, sender: int, type: str, number: int) -> bool:
+        key = (sender, type)
+        if number <= self._last.get(key, -1):
+            return False
+        self._last[key] = number
+        if len(self._last) > NUMBERED:
+            del self._last[next(iter(self._last))]
+        return True
+
+    def clear(self) -> None:
+        """A new seat, or another server, counts from anew."""
+        self._last.clear()
 
 
 class People:

@@ -21,6 +21,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from .. import protocol
 from ..protocol import (
     V1_DIALECT,
+    Ack,
     AnyMessage,
     Binary,
     ProtocolError,
@@ -101,10 +102,13 @@ class Person(Struct, frozen=True):
 
 
 class Link(Struct, frozen=True):
-    """A live wire. `rtt` in seconds, None until measured."""
+    """A live wire: `websocket`, or `datachannel` for what may be lost. `rtt` in seconds, None until measured; `loss` is
+    the share of our messages that is lost, from 0 to 1; `active` whether messages go there."""
 
     kind: str
     rtt: float | None = None
+    loss: float = 0.0
+    active: bool = True
 
 
 # --- what the server says of the seat ---------------------------------------------------------------------------------
@@ -122,6 +126,7 @@ class Welcome(Struct):
     time: float = 0.0
     received: Count = 0
     recovered: bool = False
+    offer: str | None = None
 
 
 class PresenceDiff(Struct):
@@ -150,13 +155,14 @@ class Pong(Struct):
     received: Count
 
 
-Control = Welcome | PresenceDiff | Problem | Reply | Pong
+Control = Welcome | PresenceDiff | Problem | Reply | Pong | Ack
 CONTROLS: Final[dict[str, type[Control]]] = {
     "session:welcome": Welcome,
     "session:presence": PresenceDiff,
     "session:reply": Reply,
     "session:error": Problem,
     "session:pong": Pong,
+    "session:ack": Ack,
 }
 
 
@@ -206,18 +212,21 @@ def read_control(found: AnyMessage) -> Control | None:
 # --- frames out -------------------------------------------------------------------------------------------------------
 
 
-def write_frame(type: str, content: Any = None, reliable: bool = True) -> Frame:
-    """Raises TypeError if `content` is neither bytes nor JSON, ValueError if it is too deep or not Unicode."""
+def write_frame(type: str, content: Any = None, reliable: bool = True, n: int | UnsetType = UNSET) -> Frame:
+    """`n` numbers what may go on two links.
+
+    Raises TypeError if `content` is neither bytes nor JSON, ValueError if it is too deep or not Unicode.
+    """
     loss = UNSET if reliable else False
     if isinstance(content, bytes | bytearray | memoryview):
-        return pack_binary(Binary(type, bytes(content), 0, loss))
+        return pack_binary(Binary(type, bytes(content), 0, loss, n))
     try:
         raw = UNSET if content is None else Raw(encode_json(content))
     except TypeError as error:
         raise TypeError(f"content of {type!r} is neither bytes nor JSON: {error}") from None
     except RecursionError:
         raise ValueError(f"content of {type!r} is nested too deeply") from None
-    return V1_DIALECT.encode(protocol.Message(type, raw, UNSET, loss)).decode()
+    return V1_DIALECT.encode(protocol.Message(type, raw, UNSET, loss, n)).decode()
 
 
 def check_own_type(type: str) -> None:
@@ -243,7 +252,7 @@ def session_url(url: str) -> str:
     """http and https become ws and wss; what a path cannot hold is percent-encoded. Raises ValueError."""
     parts = urlsplit(url.strip())
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    if scheme not in {"ws", "wss"} or not parts.hostname:
+    if scheme not in {"ws", "wss"} or not parts.hostname or parts.port == 0:  # `port` raises above 65535
         raise ValueError(f"url is {url!r}, expected https://host/session/slug (or http, ws, wss)")
     if parts.fragment:
         raise ValueError(f"url is {url!r}, expected none with a fragment: '#' in a slug is written %23")
