@@ -67,6 +67,8 @@ class Kinds(Room):
     def struct(self, client: Client, content: Named) -> None: ...
     @on("typed")
     def typed(self, client: Client, content: Typed) -> None: ...
+    @on("default")
+    def default(self, client: Client, content: int = 3) -> None: ...
     @on("limited")
     def limited(self, client: Client, content: Annotated[int, Meta(ge=0, le=9)]) -> None: ...
 
@@ -103,6 +105,8 @@ def read(type: str, content: Any) -> Any:
         ("struct", {"name": "ada"}, Named("ada")),
         ("typed", {"a": 1}, {"a": 1}),
         ("limited", 9, 9),
+        ("default", UNSET, 3),
+        ("default", 4, 4),
     ],
 )
 def test_content_of_the_right_shape_is_read(type: str, content: Any, value: Any) -> None:
@@ -119,7 +123,7 @@ def test_content_of_the_right_shape_is_read(type: str, content: Any, value: Any)
         ("pair", "ab"), ("pair", {"0": 1, "1": 2}), ("list", [1, "2"]), ("list", [None]), ("optional", "x"),
         ("literal", "up"), ("literal", 0), ("dataclass", {}), ("dataclass", {"x": "1"}), ("dataclass", [1, 2]),
         ("struct", {"name": "toolong"}), ("struct", {}), ("struct", None), ("typed", {"a": "1"}), ("typed", {}),
-        ("limited", -1), ("limited", 10), ("any", b"\x01"), ("bare", b""),
+        ("limited", -1), ("limited", 10), ("default", None), ("default", "4"), ("any", b"\x01"), ("bare", b""),
     ],
 )  # fmt: skip
 def test_content_of_the_wrong_shape_never_reaches_a_handler(type: str, content: Any) -> None:

@@ -130,12 +130,6 @@ def test_a_calm_second_begins_the_count_anew() -> None:
         assert not over.over_too_long(second * (CALM + 0.01))
 
 
-def test_the_first_refusal_after_a_calm_second_is_news() -> None:
-    over = meter()
-    refusals = {5.0: True, 5.1: False, 5.9: False, 6.8: False, 7.9: True, 8.0: False, 20.0: True}
-    assert {now: over.refuse(now) for now in refusals} == refusals
-
-
 # --- by address -------------------------------------------------------------------------------------------------------
 
 

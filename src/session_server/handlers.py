@@ -96,7 +96,8 @@ class Routes:
 
 
 def reader(method: Callable[..., Any]) -> Callable[[AnyMessage], Any] | None:
-    """How the content for `method` is read, by the annotation of its second argument. Raises PieceError."""
+    """How the content for `method` is read, by the annotation of its second argument; where a message has none, its
+    default counts. Raises PieceError."""
     arguments = list(inspect.signature(method).parameters.values())[1:]  # without self
     if not 1 <= len(arguments) <= 2:
         raise PieceError(
@@ -106,9 +107,13 @@ def reader(method: Callable[..., Any]) -> Callable[[AnyMessage], Any] | None:
         return None
     try:
         shape = get_type_hints(method, include_extras=True).get(arguments[1].name, Any)
-        return read_bytes if shape is bytes else json_reader(shape)
+        read = read_bytes if shape is bytes else json_reader(shape)
     except Exception as error:  # evaluating an annotation runs code of the author
         raise PieceError(f"{where(method)}: annotation of {arguments[1].name!r} cannot be used: {error}") from error
+    default = arguments[1].default
+    if default is inspect.Parameter.empty:
+        return read
+    return lambda message: default if message.content is UNSET else read(message)
 
 
 def read_bytes(message: AnyMessage) -> bytes:

@@ -84,13 +84,11 @@ class Meter:
         self._messages_full_at, self._bytes_full_at = messages, octets
         return True
 
-    def refuse(self, now: float) -> bool:
-        """Notes a refusal; True if it begins a new second of refusals (worth telling the sender)."""
-        news = now - self._last_refusal > CALM
-        if news:
+    def refuse(self, now: float) -> None:
+        """Notes a refusal; after a calm second they count anew."""
+        if now - self._last_refusal > CALM:
             self._over_since = now
         self._last_refusal = now
-        return news
 
     def tells(self, now: float) -> bool:
         """Whether to tell the sender of a refusal: once per second."""
