@@ -128,8 +128,7 @@ class Inbox:
         except InvalidContent as error:
             self._invalid(client, item.type, ask, error)
             return
-        reliable = item.reliable is not False
-        plain = Message(item.type, content, client.id, UNSET if reliable else False)
+        plain = Message(item.type, content, client.id, item.reliable is not False)
         self._calls.call(Call("on_message", (client, plain), client, item.type, ask))
 
     def _invalid(self, client: Seat, type: str, ask: int | None, error: InvalidContent) -> None:
