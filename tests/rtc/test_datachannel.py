@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import pytest
 
-from session_server.rtc import datachannel, sctp, sdp, stun
+from session_server.rtc import datachannel, sctp, sctp_chunks, sdp, stun
 from session_server.rtc.datachannel import (
     AMPLIFICATION,
     DCEP,
@@ -231,7 +231,7 @@ def test_no_layer_can_keep_a_loop_busy() -> None:
         peer.run(world.now)
         assert peer.next_deadline > world.now
         assert peer._association is not None
-        peer._association._sack_at = 0.0  # as if it had something to do that it does not do
+        peer._association._receiver.sack_at = 0.0  # as if it had something to do that it does not do
         assert peer.next_deadline > world.now
 
 
@@ -293,7 +293,7 @@ def test_the_messages_of_one_tick_share_datagrams() -> None:
     for number in range(40):
         assert world.server.send(f"{number:>100}", world.now)
     datagrams = world.server.transmit(world.now)
-    assert len(datagrams) == ceil(40 / ((sctp.MAX_PACKET - 12) // 116))
+    assert len(datagrams) == ceil(40 / ((sctp_chunks.MAX_PACKET - 12) // 116))
     for datagram, _ in datagrams:
         assert len(datagram) <= MTU
         world.deliver("client", SERVER, datagram)
@@ -347,7 +347,7 @@ def open_from_client(world: World, stream: int, channel: Channel, payload: bytes
     world.client._channels[stream] = channel
     channel.open = True
     payload = channel.encode() if payload is None else payload
-    association.send(stream, DCEP, payload, world.now, ordered=True, max_retransmits=None)
+    association.send(stream, DCEP, payload)
 
 
 def test_a_client_may_open_channels_of_its_own() -> None:

@@ -9,7 +9,7 @@ the handshake, or by a nonce. Until then it is sent at most three times the byte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from struct import Struct
@@ -146,13 +146,16 @@ class Channel:
         return cls(label, protocol, not kind & UNORDERED, retransmits, open=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """A message made ready once for many peers."""
+Frame = sctp.Message  # one that may be lost, made ready once for many peers
 
-    ppid: int
-    payload: bytes
-    tail: sctp.Tail | None  # None: it needs more than one packet, and goes the slower way
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Frames for `Peer.push_all`."""
+
+    frames: tuple[Frame, ...]
+    size: int  # bytes on the wire
+    longest: int  # bytes of payload
 
 
 def encode(data: str | bytes) -> tuple[int, bytes]:
@@ -177,9 +180,14 @@ def decode(ppid: int, payload: bytes) -> str | bytes:
 
 def pack(data: str | bytes) -> Frame:
     """For `Peer.push`, to any number of peers: all that is the same for each is done here."""
-    ppid, payload = encode(data)
-    fits = len(payload) <= sctp.MAX_CHUNK
-    return Frame(ppid, payload, sctp.chunk_tail(STREAM, ppid, payload) if fits else None)
+    return Frame(STREAM, *encode(data))
+
+
+def pack_all(messages: Iterable[str | bytes]) -> Batch:
+    """The same for several messages, which leave together."""
+    frames = tuple(pack(data) for data in messages)
+    longest = max((len(frame.payload) for frame in frames), default=0)
+    return Batch(frames, sum(frame.size for frame in frames), longest)
 
 
 class Checks:
@@ -504,11 +512,10 @@ class Peer:
 
     def _connected(self, path: Path, now: float) -> None:
         """The handshake is over: whoever got all of its flights at one address hears us there."""
-        client = self._checks is not None
         if not self._moved:
             path.proven = True
         most = max(self._options.max_message, min(self.max_message_size, MAX_SENT))
-        self._association = sctp.Association(client=client, random=self._random, max_message=most)
+        self._association = sctp.Association(random=self._random, max_message=most)
         self._association.connect(now)  # both sides do: a round trip less, and a lost INIT is not missed
 
     # SCTP and the channels
@@ -525,6 +532,8 @@ class Peer:
                     self._receive_message(event.stream, event.ppid, event.payload, now)
                 case sctp.Established():
                     self._established(association, now)
+                case sctp.Restarted():
+                    self._restarted(association, now)
                 case sctp.StreamReset():
                     self._receive_reset(association, event.streams, now)
                 case sctp.Probed():
@@ -540,7 +549,15 @@ class Peer:
         if self._checks is None and label is not None and STREAM not in self._channels:
             channel = self._channels[STREAM] = Channel(label, self._options.protocol)
             self._main = STREAM
-            association.send(STREAM, DCEP, channel.encode(), now, ordered=True, max_retransmits=None)
+            association.send(STREAM, DCEP, channel.encode())
+
+    def _restarted(self, association: sctp.Association, now: float) -> None:
+        """The peer has forgotten all channels (RFC 9260 §5.2.4.1): its own are closed, and ours is offered again."""
+        closed = [stream for stream in self._channels if stream != STREAM or self._checks is not None]
+        self._channels.clear()
+        self._fast, self._main = False, None
+        self._events += [ChannelClosed(stream) for stream in closed]
+        self._established(association, now)
 
     def _probed(self) -> None:
         """The new address hears us."""
@@ -583,7 +600,7 @@ class Peer:
             return
         assert self._association is not None
         self._channels[stream] = channel
-        self._association.send(stream, DCEP, b"\2", now, ordered=True, max_retransmits=None)
+        self._association.send(stream, DCEP, b"\2")
         if self._main is None:
             self._main = stream
         self._opened(stream, channel)
@@ -619,11 +636,11 @@ class Peer:
         association = self._association
         if channel is None or not channel.open or association is None or stream is None:
             return False
+        shed = association.shed
         sent = len(payload) <= self.max_message_size and association.send(
-            stream, ppid, payload, now, ordered=channel.ordered, max_retransmits=channel.max_retransmits
+            stream, ppid, payload, ordered=channel.ordered, max_retransmits=channel.max_retransmits
         )
-        if not sent:
-            self.counters.shed += 1
+        self.counters.shed += association.shed - shed + (not sent)
         return sent
 
     def push(self, frame: Frame, now: float, reliable: bool = False) -> bool:
@@ -634,13 +651,20 @@ class Peer:
             return False
         if reliable:
             fits = self.state == "open" and len(frame.payload) <= self.max_message_size
-            return fits and association.send(STREAM, frame.ppid, frame.payload, now)
-        if frame.tail is None or not self._fast:
+            return fits and association.send(STREAM, frame.ppid, frame.payload)
+        if not self._fast or len(frame.payload) > self.max_message_size:
             return self._send(frame.ppid, frame.payload, now, self._main)
-        if association.push(frame.tail, now):
-            return True
-        self.counters.shed += 1
-        return False
+        self.counters.shed += association.push((frame,), frame.size)
+        return True
+
+    def push_all(self, batch: Batch, now: float) -> int:
+        """All frames of `pack_all`; returns by how many more messages are on their way, older ones that were shed for
+        them subtracted: so that over time the sum is what left."""
+        if not self._fast or self._association is None or batch.longest > self.max_message_size:
+            return sum(self.push(frame, now) for frame in batch.frames)
+        shed = self._association.push(batch.frames, batch.size)
+        self.counters.shed += shed
+        return len(batch.frames) - shed
 
     def transmit(self, now: float) -> list[Datagram]:
         """What is to be sent now; all messages since the last call in as few datagrams as hold them."""

@@ -1,0 +1,373 @@
+"""The sending half of an SCTP association: what waits, what is under way, and how much may be. No clock but `now`.
+
+RFC 9260 §6.1 (transmission), §6.2.1 (SACK), §6.3 (timers), §7.2 (congestion control), RFC 3758 §3.5 (what is given up).
+TSNs are unbounded integers here and 32 bits on the wire.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
+from struct import pack, unpack_from
+from typing import Final
+
+from .sctp_chunks import (
+    CHUNK,
+    DATA,
+    DATA_TAIL,
+    FIRST,
+    FORWARD_TSN,
+    LAST,
+    MAX_FRAGMENT,
+    MAX_PACKET,
+    SACK_HEAD,
+    TSN,
+    UNORDERED,
+    chunk,
+    unwrap,
+)
+
+BUFFER: Final = 1024 * 1024  # bytes that wait and may not be lost, above which `send` refuses
+STALE: Final = 64 * 1024  # bytes behind the oldest message that may be lost, above which it is shed
+MAX_OUTSTANDING: Final = 2048  # TSNs above the cumulative one
+FIRST_WINDOW: Final = 10 * MAX_PACKET  # bytes (as TCP, RFC 6928)
+LEAST_WINDOW: Final = 4 * MAX_PACKET  # bytes (§7.2.3)
+MOST_WINDOW: Final = 256 * 1024  # bytes: 20 Mbit/s at a round trip of 100 ms
+RTO_FIRST: Final = 0.4  # seconds; §15 says 1, and a player would notice it when a first packet is lost
+RTO_LEAST: Final = 0.2  # §15 says 1; a game that waits a second has lost it, and TCP waits as little
+RTO_MOST: Final = 2.0  # §15 says 60: a game that waited so long is over
+MAX_RETRANSMITS: Final = 10  # in a row without an answer, then the peer is gone (§15, Association.Max.Retrans)
+MAX_SKIPPED: Final = 64  # streams in one FORWARD TSN
+
+UNDER_WAY, DUE, ARRIVED, GIVEN_UP = range(4)  # states of a chunk that has a TSN
+
+
+class Message:
+    """All that is the same for every peer that it is sent to, made once."""
+
+    __slots__ = ("chunks", "number", "payload", "ppid", "retransmits", "size", "stream")
+
+    def __init__(
+        self, stream: int, ppid: int, payload: bytes, number: int | None = None, retransmits: int | None = 0
+    ) -> None:
+        """`number`: its place among the ordered ones of its stream, None: unordered. `retransmits` None: as many as it
+        takes."""
+        self.stream = stream
+        self.ppid = ppid
+        self.payload = payload
+        self.number = number
+        self.retransmits = retransmits
+        self.chunks = [Chunk(self, at) for at in range(0, len(payload), MAX_FRAGMENT)]
+        self.size = sum(one.size for one in self.chunks)  # bytes on the wire
+
+
+class Chunk:
+    """A DATA chunk but for its TSN, which stands between `head` and `rest` (§3.3.1)."""
+
+    __slots__ = ("head", "rest", "size")
+
+    def __init__(self, message: Message, at: int) -> None:
+        part = message.payload[at : at + MAX_FRAGMENT]
+        flags = UNORDERED if message.number is None else 0
+        flags |= (FIRST if at == 0 else 0) | (LAST if at + MAX_FRAGMENT >= len(message.payload) else 0)
+        self.head = CHUNK.pack(DATA, flags, 16 + len(part))
+        self.rest = DATA_TAIL(message.stream, message.number or 0, message.ppid) + part + bytes(-len(part) % 4)
+        self.size = 8 + len(self.rest)  # bytes on the wire
+
+
+class Outgoing:
+    """A chunk with its TSN, from then on until the peer has it or goes on without it."""
+
+    __slots__ = ("chunk", "lost", "message", "missed", "state", "tsn")
+
+    def __init__(self, message: Message, chunk: Chunk, tsn: int) -> None:
+        self.message = message
+        self.chunk = chunk
+        self.tsn = tsn
+        self.state = DUE
+        self.missed = 0  # SACKs that told of a later one
+        self.lost = 0  # times
+
+
+class Sender:
+    def __init__(self, first_tsn: int, window: int) -> None:
+        """`window`: bytes that the peer takes, at first."""
+        self.next_tsn = first_tsn
+        self.shed = 0  # messages that grew too old while they waited
+        self.rtt = 0.0  # seconds, smoothed; 0: not measured
+        self.rto = RTO_FIRST
+        self.deadline: float | None = None  # T3 (§6.3)
+        self.forward_due = False
+        self.window = FIRST_WINDOW  # of congestion, bytes
+        self._acked = first_tsn - 1  # cumulative
+        self._reliable: deque[Message] = deque()
+        self._reliable_size = 0
+        self._unreliable: deque[Message] = deque()
+        self._unreliable_size = 0
+        self._turn = False  # of the unreliable ones, if both wait
+        self._outstanding: deque[Outgoing] = deque()  # by rising TSN, all from the cumulative one on
+        self._due: deque[Outgoing] = deque()  # of them, what is to leave: for the first time, or again
+        self._flight = 0  # bytes under way
+        self._numbers: dict[int, int] = {}  # stream → number of its next ordered message
+        self._threshold = MOST_WINDOW  # of slow start
+        self._partial_acked = 0
+        self._recover_until = self._acked
+        self._peer_window = window
+        self._rtt_variation = 0.0
+        self._timed: tuple[int, float] | None = None  # TSN whose round trip is measured, and when it left
+        self._tries = 0  # time-outs in a row
+
+    # --- what waits ---------------------------------------------------------------------------------------------------
+
+    @property
+    def waits(self) -> bool:
+        return bool(self._due or self._unreliable or self._reliable)
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that wait to be sent or acknowledged."""
+        under_way = sum(one.chunk.size for one in self._outstanding if one.state in (UNDER_WAY, DUE))
+        return self._reliable_size + self._unreliable_size + under_way
+
+    def send(self, stream: int, ppid: int, payload: bytes, ordered: bool, retransmits: int | None) -> bool:
+        """False: too much waits already. What may be lost is always taken."""
+        if retransmits is None and self._reliable_size + len(payload) > BUFFER:
+            return False
+        number = None
+        if ordered:
+            number = self._numbers.get(stream, 0)
+            self._numbers[stream] = number + 1 & 0xFFFF
+        message = Message(stream, ppid, payload, number, retransmits)
+        if retransmits is None:
+            self._reliable.append(message)
+            self._reliable_size += message.size
+        else:
+            self.push((message,), message.size)
+        return True
+
+    def push(self, messages: Sequence[Message], size: int) -> int:
+        """Of those that may be lost, in all `size` bytes on the wire. The oldest make room; returns how many."""
+        waiting, before = self._unreliable, self.shed
+        waiting.extend(messages)
+        self._unreliable_size += size
+        while self._unreliable_size > STALE and self._unreliable_size - waiting[0].size > STALE:
+            self._shed(waiting.popleft())
+        return self.shed - before
+
+    def _shed(self, message: Message) -> None:
+        self._unreliable_size -= message.size
+        self.shed += 1
+        if message.number is not None:  # those behind it must not wait for it: it is given up, for which it has a TSN
+            self._number(message, message.chunks[0]).state = GIVEN_UP
+
+    def forget(self, stream: int) -> None:
+        """What waits on this stream will not be sent, and its numbers begin anew."""
+        self._numbers.pop(stream, None)
+        self._reliable = deque(one for one in self._reliable if one.stream != stream)
+        self._reliable_size = sum(one.size for one in self._reliable)
+        self._unreliable = deque(one for one in self._unreliable if one.stream != stream)
+        self._unreliable_size = sum(one.size for one in self._unreliable)
+
+    # --- what leaves (§6.1) -------------------------------------------------------------------------------------------
+
+    def take(self, now: float) -> list[Outgoing]:
+        """The chunks that may leave now, first those that were lost."""
+        taken: list[Outgoing] = []
+        window = min(self.window, self._peer_window)
+        if not window and not self._flight:
+            window = 1  # a closed window is probed
+        due, flight = self._due, self._flight
+        while flight < window and (due or self._begin()):
+            one = due.popleft()
+            if one.state == DUE:
+                one.state = UNDER_WAY
+                flight += one.chunk.size
+                taken.append(one)
+        self._flight = flight
+        if taken and self._timed is None and not taken[-1].lost:
+            self._timed = (taken[-1].tsn, now)
+        if self._outstanding and self.deadline is None:
+            self.deadline = now + self.rto
+        return taken
+
+    def _begin(self) -> bool:
+        """The next message becomes due, its fragments with TSNs in a row (§6.9). Both kinds have their turn."""
+        if len(self._outstanding) >= MAX_OUTSTANDING:
+            return False
+        if self._unreliable and (self._turn or not self._reliable):
+            message = self._unreliable.popleft()
+            self._unreliable_size -= message.size
+            self._turn = False
+        elif self._reliable:
+            message = self._reliable.popleft()
+            self._reliable_size -= message.size
+            self._turn = True
+        else:
+            return False
+        for one in message.chunks:
+            self._due.append(self._number(message, one))
+        return True
+
+    def _number(self, message: Message, chunk: Chunk) -> Outgoing:
+        one = Outgoing(message, chunk, self.next_tsn)
+        self.next_tsn += 1
+        self._outstanding.append(one)
+        return one
+
+    def forward(self) -> bytes:
+        """FORWARD TSN: what was given up, up to the first chunk that was not (RFC 3758 §3.5)."""
+        self.forward_due = False
+        last = self._acked
+        skipped: dict[int, int] = {}  # stream → number of its last ordered message that is given up
+        for one in self._outstanding:
+            if one.state < ARRIVED or len(skipped) == MAX_SKIPPED:
+                break
+            last = one.tsn
+            message = one.message
+            if one.state == GIVEN_UP and message.number is not None:
+                skipped[message.stream] = message.number
+        return chunk(FORWARD_TSN, TSN(last & 0xFFFFFFFF) + b"".join(pack("!HH", *pair) for pair in skipped.items()))
+
+    # --- what has arrived (§6.2.1) ------------------------------------------------------------------------------------
+
+    def receive_sack(self, packet: bytes, at: int, size: int, now: float) -> None:
+        """The chunk of `size` bytes at `at`. Raises ValueError."""
+        if size < 16:
+            raise ValueError(f"SACK of {size} bytes, expected at least 16")
+        wire, window, gaps, _ = SACK_HEAD.unpack_from(packet, at + 4)
+        if size < 16 + 4 * gaps:
+            raise ValueError(f"SACK of {size} bytes with {gaps} gap blocks, expected at least {16 + 4 * gaps}")
+        before = self._acked
+        cumulative = unwrap(wire, before)
+        if not before <= cumulative < self.next_tsn:
+            return  # old, or of what was never sent
+        full = self._flight + MAX_PACKET > self.window
+        acked = self._take_cumulative(cumulative, now)
+        self._peer_window = window
+        self._tries = 0
+        if gaps:
+            acked += self._take_gaps(unpack_from(f"!{2 * gaps}H", packet, at + 16), cumulative > before, now)
+        if cumulative > before:
+            if full and cumulative > self._recover_until:
+                self._grow(acked)
+            self.deadline = now + self.rto if self._outstanding else None
+        if self._outstanding and self._outstanding[0].state == GIVEN_UP:
+            self.forward_due = True
+
+    def _take_cumulative(self, cumulative: int, now: float) -> int:
+        """All up to this TSN came; returns the bytes of which that is news."""
+        acked, outstanding = 0, self._outstanding
+        for _ in range(cumulative - self._acked):
+            one = outstanding.popleft()
+            if one.state == UNDER_WAY:
+                acked += one.chunk.size
+            one.state = ARRIVED
+        self._acked = cumulative
+        self._flight -= acked
+        if self._timed is not None and self._timed[0] <= cumulative:
+            self._measure(now - self._timed[1])
+        return acked
+
+    def _take_gaps(self, blocks: tuple[int, ...], advanced: bool, now: float) -> int:
+        """What came beyond a gap: pairs of first and last, counted from the cumulative TSN; returns bytes."""
+        acked, newest, block = 0, 0, 0
+        for one in self._outstanding:
+            offset = one.tsn - self._acked
+            while block < len(blocks) and blocks[block + 1] < offset:
+                block += 2
+            if block == len(blocks):
+                break
+            if blocks[block] <= offset and one.state < ARRIVED:
+                acked += one.chunk.size if one.state == UNDER_WAY else 0
+                one.state, newest = ARRIVED, one.tsn
+                if self._timed is not None and self._timed[0] == one.tsn:
+                    self._measure(now - self._timed[1])
+        self._flight -= acked
+        if advanced and self._acked < self._recover_until:  # in recovery all that is told of counts
+            newest = self._acked + blocks[-1]
+        self._miss(newest)
+        return acked
+
+    def _miss(self, newest: int) -> None:
+        """Three later ones came: it is lost (§7.2.4). The window is halved once per round trip."""
+        lost = []
+        for one in self._outstanding:
+            if one.tsn >= newest:
+                break
+            if one.state == UNDER_WAY:
+                one.missed += 1
+                if one.missed >= 3:
+                    lost.append(one)
+        self._lose(lost)
+        if lost and self._acked >= self._recover_until:
+            self._recover_until = self.next_tsn - 1
+            self._threshold = self.window = max(self.window // 2, LEAST_WINDOW)
+            self._partial_acked = 0
+
+    def _lose(self, lost: list[Outgoing]) -> None:
+        """They left and did not arrive: they leave again, before all others, or are given up."""
+        again = []
+        for one in lost:
+            if one.state != UNDER_WAY:  # given up with another fragment
+                continue
+            self._flight -= one.chunk.size
+            if self._timed is not None and self._timed[0] == one.tsn:
+                self._timed = None  # whether the first or the second was acknowledged could not be told (§6.3.1, C5)
+            limit = one.message.retransmits
+            one.lost += 1
+            one.missed = 0
+            if limit is None or one.lost <= limit:
+                one.state = DUE
+                again.append(one)
+            else:
+                one.state = GIVEN_UP
+                self._give_up_rest(one)
+        self._due.extendleft(reversed(again))
+
+    def _give_up_rest(self, lost: Outgoing) -> None:
+        """The other fragments of a message that cannot be whole any more (RFC 3758 §3.5)."""
+        fragments = lost.message.chunks
+        if len(fragments) > 1:
+            start = lost.tsn - fragments.index(lost.chunk) - self._acked - 1
+            for one in islice(self._outstanding, max(0, start), start + len(fragments)):
+                if one.state < ARRIVED:
+                    self._flight -= one.chunk.size if one.state == UNDER_WAY else 0
+                    one.state = GIVEN_UP
+
+    def _grow(self, acked: int) -> None:
+        """Slow start, then congestion avoidance (§7.2.1, §7.2.2)."""
+        if self.window <= self._threshold:
+            self.window = min(self.window + min(acked, MAX_PACKET), MOST_WINDOW)
+            return
+        self._partial_acked += acked
+        if self._partial_acked >= self.window:
+            self._partial_acked -= self.window
+            self.window = min(self.window + MAX_PACKET, MOST_WINDOW)
+
+    def _measure(self, rtt: float) -> None:
+        """§6.3.1."""
+        self._timed = None
+        if not self.rtt:
+            self.rtt, self._rtt_variation = rtt, rtt / 2
+        else:
+            self._rtt_variation += (abs(self.rtt - rtt) - self._rtt_variation) / 4
+            self.rtt += (rtt - self.rtt) / 8
+        self.rto = min(max(self.rtt + 4 * self._rtt_variation, RTO_LEAST), RTO_MOST)
+
+    def run(self, now: float) -> bool:
+        """§6.3.3: if nothing was acknowledged for too long, all is lost that is under way. False: the peer is gone."""
+        if self.deadline is None or now < self.deadline:
+            return True
+        self.deadline = None
+        if not self._outstanding:
+            return True
+        self._tries += 1
+        self._threshold = max(self.window // 2, LEAST_WINDOW)
+        self.window = MAX_PACKET
+        self._partial_acked = 0
+        self.rto = min(self.rto * 2, RTO_MOST)
+        self._lose([one for one in self._outstanding if one.state == UNDER_WAY])
+        self.forward_due |= self._outstanding[0].state == GIVEN_UP
+        self.deadline = now + self.rto
+        return self._tries <= MAX_RETRANSMITS
