@@ -262,6 +262,22 @@ def _rss(pid: int) -> int:
     raise BenchError(f"no Rss in smaps_rollup of process {pid}")
 
 
+def _ran(pid: int) -> float:
+    """Seconds of CPU that the threads of a process have used."""
+    ran = 0
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):
+            ran += int((task / "schedstat").read_text().split()[0])
+    return ran / 1e9
+
+
+def _busy(core: int) -> float:
+    """Seconds since boot that a core was not idle."""
+    words = next(line.split() for line in Path("/proc/stat").read_text().splitlines() if line.startswith(f"cpu{core} "))
+    user, nice, system, _, _, irq, soft, steal = map(int, words[1:9])
+    return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -378,6 +394,40 @@ def figures(raw: Mapping[str, Any]) -> Figures:
     if raw["deliveries"]:
         kept["cpu_us"] = raw["server_cpu_s"] / raw["deliveries"] * 1e6
     return kept
+
+
+class Meter:
+    """What a server used of its core, and others of both, while something else than a generator of ours loads it.
+
+    That load is taken to be this process and what it has started.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.figures: Figures = {}
+
+    def __enter__(self) -> Meter:
+        self._began = self._sample()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        seconds, served, loaded, *busy = (
+            after - before for before, after in zip(self._began, self._sample(), strict=True)
+        )
+        self.figures = {
+            "seconds": seconds,
+            "server_cpu_s": served,
+            "server_share": served / seconds,
+            "generator_share": loaded / seconds,
+            "foreign": max(0.0, (busy[0] - served) / seconds),
+            "foreign_generator": max(0.0, (busy[1] - loaded) / seconds),
+        }
+
+    def _sample(self) -> tuple[float, ...]:
+        served = family(self._server.process.pid)
+        loaded = set(family(os.getpid())) - set(served)
+        cores = [_busy(core) for core in self._server.cores]
+        return time.monotonic(), sum(map(_ran, served)), sum(map(_ran, loaded)), *cores
 
 
 # ---- asking ----

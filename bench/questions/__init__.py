@@ -1,7 +1,7 @@
 """One file per question, or per group. A new one: write the file, name it here."""
 
 from bench.harness import Question
-from bench.questions import discovery, fanout, generator, idle, latency, small_rooms, udp
+from bench.questions import discovery, fanout, generator, idle, latency, small_rooms, udp, udp_connect
 
 QUESTIONS: tuple[Question, ...] = (
     generator.QUESTION,
@@ -11,4 +11,5 @@ QUESTIONS: tuple[Question, ...] = (
     idle.QUESTION,
     discovery.QUESTION,
     *udp.QUESTIONS,
+    udp_connect.QUESTION,
 )
