@@ -12,6 +12,7 @@ from browser import chromium, in_chromium
 from serving import Serving, serving
 
 PIECES = Path(__file__).parent.parent / "pieces"
+EXAMPLES = ("field", "chat", "pong")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,18 @@ async def test_two_windows_of_the_field_see_each_others_cursors_move(site: Servi
     await bob.close()
     await expect(ada.locator(".cursor")).to_have_count(0)
     await expect(ada.locator("#people")).to_have_text("you are alone")
+
+
+@in_chromium
+async def test_who_is_not_let_in_reads_why(context: BrowserContext) -> None:
+    pages = {f"{name}.html": Path(PIECES, f"{name}.html").read_text(encoding="utf-8") for name in EXAMPLES}
+    closed = "from session_server import Refused, Room\nclass Closed(Room):\n    def on_auth(self, token, data):\n"
+    code = {f"{name}.py": f"{closed}        raise Refused('come back at noon')" for name in EXAMPLES}
+    with serving(pages | code, development=True) as site:
+        page = await context.new_page()
+        for name in EXAMPLES:
+            await page.goto(f"http://localhost:{site.port}/{name}")
+            await expect(page.locator("#note")).to_contain_text("come back at noon")
 
 
 @in_chromium

@@ -22,7 +22,10 @@ class Link(Protocol):
     kind: str  # the transport's name
     dialect: Dialect
     address: str  # as seen through trusted proxies; for limits and the client itself, never for others
-    local: str  # our own address that it came to
+
+    @property
+    def local(self) -> str:
+        """Our own address that it came to."""
 
     @property
     def rtt(self) -> float | None:

@@ -238,7 +238,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_alive", "_answer", "_buffer", "_closed", "_decode", "_excess", "_limit", "_most_unsent", "_need",
         "_non_messages", "_partial", "_ping_at", "_rare", "_server", "_slug", "_transport", "_turn", "_waits",
-        "address", "client", "core", "dialect", "kind", "local", "pack", "rtt", "write",
+        "address", "client", "core", "dialect", "kind", "pack", "rtt", "write",
     )  # fmt: skip
 
     def __init__(
@@ -247,8 +247,6 @@ class Connection(asyncio.Protocol):
         self.kind = "websocket"
         self.dialect = dialect
         self.address = address
-        name = transport.get_extra_info("sockname")
-        self.local = str(name[0]) if isinstance(name, tuple) else ""
         self.rtt: float | None = None  # seconds
         self.pack = PACK[dialect]
         self._decode = dialect.decode
@@ -271,6 +269,11 @@ class Connection(asyncio.Protocol):
         self._alive = True
         self._ping_at: float | None = None
         self._non_messages = 0
+
+    @property
+    def local(self) -> str:
+        name = self._transport.get_extra_info("sockname")
+        return str(name[0]) if isinstance(name, tuple) else ""
 
     def open(self, rest: bytes) -> None:
         """Classic clients and raw rooms join at once, a session.v1 client by its first message."""
