@@ -120,6 +120,7 @@ class Serving:
         self._stop = asyncio.Event()
         self.server = Server(self.config, self.log)
         self.server.clock = self.server.websockets.clock = self.server._site._clock = self.clock
+        self.server.channels.clock = self.server.signalling.clock = self.clock
         await self.server.start()
         self._ready.set()
         await self._stop.wait()

@@ -111,6 +111,14 @@ class Config:
                 raise ConfigError(f"--announce-ip is {address!r}, expected an address such as 192.0.2.1") from None
         self.proxies()
 
+    def origins(self) -> tuple[str, ...]:
+        """Web origins whose pages may join, beside the server's own: in development all, unless some are listed."""
+        return ("*",) if self.development and not self.origin else self.origin
+
+    def own_hosts(self) -> tuple[str, ...]:
+        """The server's own hosts, beside the one that a request names."""
+        return (urlsplit(self.public_url).netloc,) if self.public_url else ()
+
     def proxies(self) -> tuple[Network, ...]:
         """The networks of `trusted_proxy`. Raises ConfigError."""
         networks: list[Network] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import mimetypes
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import fields
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -73,13 +73,16 @@ class Site:
     def __init__(
         self, config: Config, rooms: Rooms, pieces: Pieces, tickets: Tickets, *, clock: Callable[[], float],
         state: Callable[[], str], connections: Callable[[], int],
+        signal: Callable[[web.BaseRequest, str], Awaitable[Answer]],
     ) -> None:  # fmt: skip
-        """`state()` is `Ready`, `Full` or `Draining`; `connections()` how many WebSockets are open."""
+        """`state()` is `Ready`, `Full` or `Draining`; `connections()` how many clients are connected. `signal` answers
+        all under `/.wrtc/`; it is given the request, and its path with the query."""
         self._config = config
         self._rooms = rooms
         self._pieces = pieces
         self._tickets = tickets
         self._clock, self._state, self._connections = clock, state, connections
+        self._signal = signal
         self._proxies: tuple[Network, ...] = config.proxies()
         self._base_url = lru_cache(maxsize=256)(partial(base_url, config))
         self._started = clock()
@@ -100,6 +103,8 @@ class Site:
         if not target.startswith("/"):  # absolute form (RFC 9112 §3.2.2)
             target = re.sub(r"^https?://[^/?]*", "", target, flags=re.IGNORECASE) or "/"
         path = target.partition("?")[0]
+        if path.startswith("/.wrtc/"):
+            return await self._signal(request, target)
         if request.method == "OPTIONS":
             return web.Response(status=204, headers=OPEN | {"Access-Control-Allow-Methods": "GET, HEAD, OPTIONS"})
         if request.method not in {"GET", "HEAD"}:

@@ -29,6 +29,7 @@ from .pieces import Pieces
 from .protocol import Close, Tickets
 from .rfc6455 import refusal
 from .rooms import Rooms
+from .signalling import Signalling
 from .tokens import Verifier
 from .transports.datachannel import DataChannels
 from .transports.websocket import WebSockets
@@ -230,14 +231,17 @@ class Server:
         self.idle: Rota[Front] = Rota(IDLE_FOR)
         self.answering: Rota[Front] = Rota(ANSWER_WITHIN)
         self.ports: list[int] = []
+        tickets = Tickets(secrets.token_bytes(32))
+        self.signalling = Signalling(config, self.rooms, tickets, self.channels, clock=self.clock, state=self._state)
         self._site = Site(
             config,
             self.rooms,
             self.pieces,
-            Tickets(secrets.token_bytes(32)),
+            tickets,
             clock=self.clock,
             state=self._state,
-            connections=lambda: len(self.websockets.connections),
+            connections=lambda: self.connections,
+            signal=self.signalling.answer,
         )
         self._listeners: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -337,7 +341,12 @@ class Server:
         if self.draining:
             return "Draining"
         most = self.config.max_clients
-        return "Full" if most and len(self.websockets.connections) >= most else "Ready"
+        return "Full" if most and self.connections >= most else "Ready"
+
+    @property
+    def connections(self) -> int:
+        """WebSockets, and the channels of those who have nothing else."""
+        return len(self.websockets.connections) + self.channels.guests
 
     # --- time and tasks -----------------------------------------------------------------------------------------------
 

@@ -302,9 +302,12 @@ class DataChannels:
                         channel.ended(clean)
 
     def end(self, channel: AnyChannel, reason: str) -> None:
-        """Its last datagrams leave with this tick. The channel is not told."""
+        """After what was sent before; the last datagrams leave with this tick. The channel is not told."""
         if self._forget(channel):
-            channel.peer.close(self.clock(), reason)
+            now = self.clock()
+            for data, address in channel.peer.transmit(now):
+                self._send(data, address)
+            channel.peer.close(now, reason)
             self.mark(channel)
             self._wake(0.0)
 

@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from websockets.speedups import apply_mask
 
@@ -117,8 +116,7 @@ class WebSockets:
         self._per_address = Tally(config.connections_per_address)
         self._max_clients = config.max_clients
         self._draining = draining
-        self._origins = ("*",) if config.development and not config.origin else config.origin
-        self._own_hosts = (urlsplit(config.public_url).netloc,) if config.public_url else ()
+        self._origins, self._own_hosts = config.origins(), config.own_hosts()
         self._proxies = config.proxies()
         self._gone = asyncio.Event()  # set when the last connection has ended
 

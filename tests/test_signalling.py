@@ -1,0 +1,607 @@
+"""geckos.io clients over HTTP and UDP: what they are answered, where they come in, and what the rude ones get."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from geckos import CONNECTIONS, GeckosPeer, signal, ticket_for
+from serving import V1, Serving, serving
+from session_server.rtc import sdp
+from session_server.signalling import HEADERS, OFFER_LIFE, Offers, as_bytes, as_letters
+
+UNKNOWN = "A" * 24
+
+
+@pytest.fixture
+def site() -> Iterator[Serving]:
+    with serving() as served:
+        yield served
+
+
+# --- routes -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_offer_is_made_as_the_clients_expect_it(site: Serving) -> None:
+    answer = signal(site, CONNECTIONS)
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    told = answer.json
+    assert set(told) == {"userData", "id", "localDescription"} and told["userData"] == {}
+    assert re.fullmatch("[A-Za-z0-9]{24}", told["id"])
+    assert told["localDescription"]["type"] == "offer"
+    offer = sdp.parse_offer(told["localDescription"]["sdp"])
+    assert [(one.host, one.port) for one in offer.candidates] == [("127.0.0.1", site.server.channels.port)]
+    assert offer.max_message_size == 65536 and offer.setup == "actpass"
+
+
+def test_the_offer_announces_what_the_room_takes() -> None:
+    room = "from session_server import Room\nclass Small(Room):\n    max_message = 1000\n    relay = True"
+    with serving({"small": room}) as site:
+        offer = signal(site, CONNECTIONS, headers=ticket_for(site, "small")).json["localDescription"]["sdp"]
+        assert sdp.parse_offer(offer).max_message_size == 1000
+
+
+ROUTES = [
+    ("OPTIONS", CONNECTIONS, 200),
+    ("OPTIONS", "/.wrtc/v2/whatever", 200),
+    ("POST", CONNECTIONS, 200),
+    ("GET", CONNECTIONS, 404),
+    ("PUT", CONNECTIONS, 404),
+    ("POST", CONNECTIONS + "/", 404),
+    ("POST", CONNECTIONS + "?a=1", 404),
+    ("POST", "/x/.wrtc/v2/connections", 405),  # D25: the prefix counts only where the path begins
+    ("POST", "/.wrtcXv2/connections", 405),
+    ("POST", "/.wrtc/v1/connections", 404),
+    ("POST", f"{CONNECTIONS}/{UNKNOWN}/remote-description", 400),  # the body comes first
+    ("GET", f"{CONNECTIONS}/{UNKNOWN}/remote-description", 404),
+    ("GET", f"{CONNECTIONS}/{UNKNOWN}/additional-candidates", 404),
+    ("GET", f"{CONNECTIONS}/short/additional-candidates", 400),
+    ("GET", f"{CONNECTIONS}/{UNKNOWN}x/additional-candidates", 400),
+    ("GET", f"{CONNECTIONS}/not-of-letters/additional-candidates", 404),
+    ("POST", f"{CONNECTIONS}/{UNKNOWN}/close", 200),
+    ("POST", f"{CONNECTIONS}/short/close", 400),
+    ("POST", f"{CONNECTIONS}/{UNKNOWN}/other", 404),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "status"), ROUTES)
+def test_each_route_has_its_status_and_the_headers_of_all(site: Serving, method: str, path: str, status: int) -> None:
+    answer = signal(site, path, method=method)
+    assert answer.status == status
+    if status != 405:  # of another part of the server
+        assert {name: answer.headers[name.lower()] for name in HEADERS} == HEADERS
+        assert "authorization" in answer.headers["access-control-allow-headers"]
+    if answer.headers["content-type"] == "text/plain":
+        assert answer.text.startswith(str(status))
+
+
+def test_named_statuses_say_their_name_and_others_their_number(site: Serving) -> None:
+    assert signal(site, CONNECTIONS + "/").text == "404: Not Found"
+    assert signal(site, CONNECTIONS, method="OPTIONS").text == "200: OK"
+    with serving(peers_per_address=1) as small:
+        statuses = [signal(small, CONNECTIONS) for _ in range(3)]
+        assert (statuses[-1].status, statuses[-1].text) == (429, "429")
+
+
+def test_candidates_are_in_the_offer_and_asking_for_more_gives_none(site: Serving) -> None:
+    id = signal(site, CONNECTIONS).json["id"]
+    for _ in range(2):
+        answer = signal(site, f"{CONNECTIONS}/{id}/additional-candidates", method="GET")
+        assert (answer.status, answer.body, answer.headers["content-type"]) == (200, b"[]", "application/json")
+
+
+# --- who may ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_foreign_origin_is_refused_and_can_read_so(site: Serving) -> None:
+    answer = signal(site, CONNECTIONS, headers={"Origin": "https://other.example"})
+    assert (answer.status, answer.text) == (403, "403: Forbidden")
+    assert answer.headers["access-control-allow-origin"] == "*"
+    for origin in (f"http://{site.host}", "http://127.0.0.1:1"):
+        assert signal(site, CONNECTIONS, headers={"Origin": origin}).status == 200
+    with serving(origin=("https://other.example",)) as open:
+        assert signal(open, CONNECTIONS, headers={"Origin": "https://other.example"}).status == 200
+
+
+@pytest.mark.parametrize("ticket", ["x", "x.y", ".", "Bearer x", "\xff", "x" * 5000, "eyJ4IjoxfQ.e30.sig"])
+def test_what_is_no_ticket_is_refused(site: Serving, ticket: str) -> None:
+    answer = signal(site, CONNECTIONS, headers={"Authorization": ticket})
+    assert (answer.status, answer.text) == (401, "401: Unauthorized")
+
+
+def test_a_ticket_is_good_once_and_for_a_minute(site: Serving) -> None:
+    headers = ticket_for(site, "field")
+    assert [signal(site, CONNECTIONS, headers=headers).status for _ in range(2)] == [200, 401]
+    late = ticket_for(site, "field")
+    site.advance(61)
+    assert signal(site, CONNECTIONS, headers=late).status == 401
+
+
+AUTH = """
+from session_server import Refused, Room, User
+
+class Door(Room):
+    relay = True
+    async def on_auth(self, token, data):
+        if self.slug == "door~closed":
+            raise Refused("no")
+        if self.slug == "door~broken":
+            return 7
+        return User("ada", "@ada")
+"""
+
+
+def test_on_auth_decides_on_the_first_request_where_the_page_can_see_it() -> None:
+    with serving({"door": AUTH}, expect_faults=True) as site:
+        status = {
+            name: signal(site, CONNECTIONS, headers=ticket_for(site, f"door~{name}")).status
+            for name in ("open", "closed", "broken")
+        }
+        assert status == {"open": 200, "closed": 401, "broken": 500}
+
+
+def test_the_user_of_on_auth_is_the_client_s() -> None:
+    with serving({"door": AUTH}) as site, GeckosPeer(site, ticket_for(site, "door")) as peer:
+        peer.open()
+        peer.emit("hi")  # it comes while the room still thinks, perhaps
+        site.until(lambda: [client.handle for client in room(site, "door").clients] == ["@ada"])
+        site.until(lambda: site.server.rooms.totals.messages_in == 1)
+
+
+def test_a_full_room_a_raw_room_a_broken_piece_and_a_draining_server_refuse() -> None:
+    pieces = {
+        "one": "from session_server import Room\nclass One(Room):\n    max_clients = 1\n    relay = True",
+        "raw": "from session_server import Room\nclass Raw(Room):\n    raw = True",
+        "bad": "syntax error",
+    }
+    with serving(pieces) as site, site.join("/session/one", V1):
+        for slug, status in (("one", 503), ("raw", 403), ("bad", 500)):
+            assert signal(site, CONNECTIONS, headers=ticket_for(site, slug)).status == status, slug
+        site.call(lambda: setattr(site.server, "draining", True))
+        assert signal(site, CONNECTIONS).status == 503
+
+
+def test_a_full_server_refuses() -> None:
+    with serving(max_clients=1) as site, GeckosPeer(site) as peer:
+        peer.open()
+        assert signal(site, CONNECTIONS).status == 503
+
+
+# --- in the room ------------------------------------------------------------------------------------------------------
+
+
+def room(site: Serving, slug: str) -> Any:
+    return site.server.rooms.rooms[slug].instance
+
+
+def test_events_and_raw_messages_reach_the_others_of_the_room_and_nobody_else(site: Serving) -> None:
+    with (
+        GeckosPeer(site, ticket_for(site, "field")) as ada,
+        GeckosPeer(site, ticket_for(site, "field")) as bob,
+        GeckosPeer(site) as stranger,
+        site.join("/session/field", V1) as page,
+    ):
+        for peer in (ada, bob, stranger):
+            peer.open()
+        site.until(lambda: len(room(site, "field").clients) == 3)
+        ada.say('{"1v1:move":"{\\"x\\": 0.50}"}')
+        ada.say(b"\1\2\3")
+        ada.say("plain")
+        for frame in ('{"1v1:move":"{\\"x\\": 0.50}"}', b"\1\2\3", '{"rawMessage":"plain"}'):
+            bob.hears(frame)
+        news = {}
+        for _ in range(3):
+            found = page.message()
+            while isinstance(found, dict) and found["type"].startswith("session:"):
+                found = page.message()
+            news["bytes" if isinstance(found, bytes) else found["type"]] = found
+        assert news["1v1:move"]["content"] == '{"x": 0.50}', "a string stays a string, byte for byte"
+        assert news["rawMessage"]["content"] == "plain"
+        assert news["bytes"].endswith(b"\1\2\3")
+        page.send("say", {"to": "all"})
+        for peer in (ada, bob):
+            peer.hears('{"say":{"to": "all"}}')
+        assert not ada.heard[1:] and not stranger.heard
+
+
+def test_a_classic_page_hears_a_member_and_not_a_second_wire(site: Serving) -> None:
+    with (
+        site.join("/session/lobby") as page,
+        GeckosPeer(site) as second,
+        GeckosPeer(site, ticket_for(site, "lobby")) as member,
+    ):
+        second.open()
+        member.open()
+        assert json.loads(page.until("joined")["content"])["text"] == "3 has joined. Connections open: 2"
+        second.emit("tv", 1)  # to everyone: it comes back, so what would have reached the page has been sent
+        second.hears('{"tv":1}')
+        member.hears('{"tv":1}')
+        member.emit("tv", 2)
+        assert page.until("tv") == {"type": "tv", "content": 2, "id": 3}
+        page.send("tv", 3)
+        member.hears('{"tv":3}')
+        page.send("chat", 4)
+        member.hears('{"chat":4}')
+        member.emit("tv", 5)
+        second.hears('{"tv":5}')
+        assert sorted(second.heard) == ['{"tv":1}', '{"tv":2}', '{"tv":5}']
+        second.close()
+        site.until(lambda: len(room(site, "lobby").clients) == 2)
+        member.close()
+        assert page.until("left")["content"] == {"count": 1}, "the end of a second wire is nobody's leaving"
+
+
+def test_a_claimed_identity_is_passed_on_to_nobody(site: Serving) -> None:
+    with GeckosPeer(site) as page, GeckosPeer(site) as other:
+        page.open()
+        other.open()
+        page.say('{"udp:identity":"{\\"user\\":{\\"sub\\":\\"auth0|1\\"},\\"handle\\":\\"@ada\\"}"}')
+        page.emit("tv", 1)
+        other.hears('{"tv":1}')
+        assert other.heard == ['{"tv":1}']
+        assert site.call(lambda: {client.user for client in room(site, "lobby").clients}) == {None}
+
+
+def test_server_owned_types_and_control_messages_are_dropped(site: Serving) -> None:
+    with GeckosPeer(site) as rude, GeckosPeer(site) as other:
+        rude.open()
+        other.open()
+        for type in ("connected", "reload", "session:ask", "session:leave", "session:answer"):
+            rude.emit(type, {"ask": 1, "type": "x", "sdp": "x"})
+        rude.emit("tv", 1)
+        other.hears('{"tv":1}')
+        assert other.heard == ['{"tv":1}']
+        assert site.refused["server_owned"] == 5
+
+
+ECHO = """
+from session_server import Client, Room, on
+
+class Echo(Room):
+    def on_join(self, client: Client):
+        client.send("hello", {"first": True})
+    @on("ping")
+    def ping(self, client: Client, content: dict | None):
+        client.send("pong", content, reliable=False)
+    @on("kick")
+    def kick(self, client: Client):
+        client.kick()
+    @on("stop")
+    def stop(self, client: Client):
+        client.send("stopped")
+    @on("udp:identity")
+    def identity(self, client: Client, claim: str):
+        client.send("claimed", claim)
+    def on_leave(self, client: Client, reason: str):
+        self.log.info("left", reason=reason)
+"""
+
+
+@pytest.fixture
+def echo() -> Iterator[Serving]:
+    with serving({"echo": ECHO}) as served:
+        yield served
+
+
+def test_a_room_s_code_hears_and_answers(echo: Serving) -> None:
+    with GeckosPeer(echo, ticket_for(echo, "echo")) as peer:
+        peer.open()
+        peer.emit("ping", {"n": 1})
+        peer.hears('{"pong":{"n":1}}')
+        peer.emit("udp:identity", "hint")  # a room may take the claim for what it is worth
+        peer.hears('{"claimed":"hint"}')
+
+
+def test_what_a_room_says_first_waits_until_the_client_listens(echo: Serving) -> None:
+    """wire.md §1.4: what comes before `onConnect` would be lost."""
+    with GeckosPeer(echo, ticket_for(echo, "echo")) as quiet, GeckosPeer(echo, ticket_for(echo, "echo")) as lively:
+        quiet.open()
+        lively.open()
+        lively.emit("stop")  # by its first frame it shows that it listens
+        lively.hears('{"stopped":null}')
+        assert lively.heard == ['{"hello":{"first":true}}', '{"stopped":null}'], "in their order"
+        assert not quiet.heard
+        echo.clock.ahead += 2
+        quiet.hears('{"hello":{"first":true}}')
+
+
+def test_the_first_frames_of_a_client_are_never_lost(echo: Serving) -> None:
+    """D30."""
+    for _ in range(5):
+        with GeckosPeer(echo, ticket_for(echo, "echo")) as peer:
+            peer.until(lambda peer=peer: peer.events)  # type: ignore[misc]
+            for number in range(5):
+                peer.emit("ping", {"n": number})
+            peer.until(lambda peer=peer: len(peer.heard) == 6)  # type: ignore[misc]
+
+
+def test_a_reliable_message_is_taken_once(echo: Serving) -> None:
+    """D28: also with `runs: 1`, and of any number of copies."""
+    frame = '{"ping":{"MESSAGE":{"n":%d},"RELIABLE":1,"ID":"%s"}}'
+    with GeckosPeer(echo, ticket_for(echo, "echo")) as peer:
+        peer.open()
+        for number, copies in ((1, 1), (2, 3), (3, 10)):
+            for _ in range(copies):
+                peer.say(frame % (number, f"id{number}"))
+        peer.emit("stop")
+        peer.hears('{"stopped":null}')
+        assert sorted(text for text in peer.heard if "pong" in str(text)) == [
+            f'{{"pong":{{"n":{n}}}}}' for n in (1, 2, 3)
+        ]
+
+
+@pytest.mark.parametrize(
+    "frame", ["null", "[]", "{}", "true", '"abc"', "[5,6]", "", b"", '{"":1}', '{"x":{"RELIABLE":1}}']
+)
+def test_no_frame_ends_more_than_itself(echo: Serving, frame: str | bytes) -> None:
+    """D23: one text `null` ended the original."""
+    with GeckosPeer(echo, ticket_for(echo, "echo")) as peer:
+        peer.open()
+        peer.say(frame)
+        peer.emit("stop")
+        peer.hears('{"stopped":null}')
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def reasons(site: Serving) -> list[Any]:
+    return [fields["reason"] for _, event, fields in site.log.entries if event == "left"]
+
+
+def test_a_channel_that_closes_has_left_at_once(echo: Serving) -> None:
+    with GeckosPeer(echo, ticket_for(echo, "echo")) as peer:
+        peer.open()
+        echo.until(lambda: len(room(echo, "echo").clients) == 1)
+        peer.close()
+        echo.until(lambda: reasons(echo) == ["left"])
+
+
+def test_the_close_request_ends_it_too(echo: Serving) -> None:
+    with GeckosPeer(echo, ticket_for(echo, "echo")) as peer:
+        peer.open()
+        assert signal(echo, f"{CONNECTIONS}/{peer.id}/close").status == 200
+        peer.until(lambda: peer.closed)
+        assert reasons(echo) == ["left"]
+        assert signal(echo, f"{CONNECTIONS}/{peer.id}/close").status == 200
+
+
+def test_who_falls_silent_is_lost_within_half_a_minute(echo: Serving) -> None:
+    with GeckosPeer(echo, ticket_for(echo, "echo")) as peer:
+        peer.open()
+        echo.until(lambda: len(room(echo, "echo").clients) == 1)
+        echo.clock.ahead += 30
+        echo.until(lambda: reasons(echo) == ["lost"])
+
+
+def test_who_is_kicked_sees_the_channel_close(echo: Serving) -> None:
+    with GeckosPeer(echo, ticket_for(echo, "echo")) as peer:
+        peer.open()
+        peer.emit("kick")
+        peer.until(lambda: peer.closed)
+        assert peer.heard == ['{"hello":{"first":true}}'], "what was sent before still arrives"
+        assert reasons(echo) == ["kicked"]
+        assert len(echo.server.channels) == 0
+
+
+# --- rude -------------------------------------------------------------------------------------------------------------
+
+BODIES = [
+    b"", b"{}", b"null", b"[]", b"7", b'"x"', b"{", b"\xff", b'{"type":"answer"}', b'{"sdp":"v=0"}', b"[" * 10_000,
+    b'{"type":"answer","sdp":""}', b'{"type":"","sdp":"v=0"}', b'{"type":"offer","sdp":"v=0"}', b'{"type":1,"sdp":2}',
+    b'{"type":"answer","sdp":"v=0"}', b'{"type":"answer","sdp":"garbage"}', b'{"type":"answer","sdp":"\\u0000"}',
+    json.dumps({"type": "answer", "sdp": "v=0\r\n" + "a=x\r\n" * 2000}).encode(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
+def test_no_body_does_harm_and_the_offer_stays_good(site: Serving, body: bytes) -> None:
+    """D22: two of these ended the original."""
+    with GeckosPeer(site, answered=False) as peer:
+        for _ in range(2):
+            assert signal(site, f"{CONNECTIONS}/{peer.id}/remote-description", body).status == 400
+        assert len(site.server.channels) == 0
+        peer.status = peer.describe().status
+        peer.open()
+
+
+LINES = [
+    ("a=setup:active", "a=setup:passive"),
+    ("a=fingerprint:sha-256 ", "a=fingerprint:sha-1 "),
+    ("a=ice-pwd:", "a=ice-pwd:ä"),
+    ("a=ice-ufrag:", "a=ice-ufrag:\x00"),
+    ("a=sctp-port:5000", "a=sctp-port:5001"),
+    ("m=application 9", "m=application 0"),
+    ("m=application 9 UDP/DTLS/SCTP webrtc-datachannel", "m=audio 9 UDP/TLS/RTP/SAVPF 0"),
+]
+
+
+@pytest.mark.parametrize(("line", "instead"), LINES)
+def test_an_answer_that_cannot_be_used_is_refused(site: Serving, line: str, instead: str) -> None:
+    with GeckosPeer(site, answered=False) as peer:
+        good = peer.answer
+        assert line in good
+        peer.answer = good.replace(line, instead)
+        assert peer.describe().status == 400
+        peer.answer = good + "a=candidate:nonsense\r\na=candidate:1 1 UDP 1 999.1.1.1 1 typ host\r\n"
+        peer.status = peer.describe().status  # what we do not need is not looked at
+        peer.open()
+
+
+def test_a_body_that_is_too_large_is_not_read(site: Serving) -> None:
+    head = {"Content-Length": str(16 * 1024 + 1)}
+    id = signal(site, CONNECTIONS).json["id"]
+    for path in (CONNECTIONS, f"{CONNECTIONS}/{id}/remote-description"):
+        assert signal(site, path, headers=head).status == 413
+    assert signal(site, CONNECTIONS, b"x" * 16 * 1024).status == 200, "as much as is allowed, and never looked at"
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "x", "application/json; charset=x"]
+)
+def test_the_content_type_is_not_believed(site: Serving, kind: str) -> None:
+    with GeckosPeer(site, answered=False) as peer:
+        peer.status = peer.describe({"Content-Type": kind}).status
+        peer.open()
+
+
+def test_an_answer_works_once(site: Serving) -> None:
+    with GeckosPeer(site) as peer:
+        peer.open()
+        assert peer.describe().status == 404
+        peer.close()
+        site.until(lambda: len(site.server.channels) == 0)
+        assert peer.describe().status == 404, "not even when the first channel has gone"
+        assert len(site.server.channels) == 0
+
+
+def test_an_offer_expires(site: Serving) -> None:
+    with GeckosPeer(site, answered=False) as late, GeckosPeer(site, answered=False) as early:
+        site.advance(OFFER_LIFE - 1)
+        assert early.describe().status == 200
+        site.advance(2)
+        assert late.describe().status == 404
+        site.advance(256 - 17)  # the time in an id has one byte
+        assert late.describe().status == 404
+
+
+def test_an_answer_from_another_address_is_not_taken() -> None:
+    with serving(trusted_proxy=("127.0.0.0/8",)) as site:
+        with GeckosPeer(site, {"X-Forwarded-For": "192.0.2.1"}, answered=False) as peer:
+            assert peer.describe({"X-Forwarded-For": "192.0.2.2"}).status == 404
+            assert peer.describe({"X-Forwarded-For": "192.0.2.1"}).status == 200
+        with GeckosPeer(site, {"X-Forwarded-For": "2001:db8::1"}, answered=False) as peer:
+            assert peer.describe({"X-Forwarded-For": "2001:db8::2"}).status == 200, "a household has one /64"
+
+
+def test_offers_that_nobody_answers_leave_nothing_behind() -> None:
+    """D24."""
+    with serving(peers_per_address=0, max_clients=0) as site:
+        state = site.call(lambda: held(site))
+        ids = {signal(site, CONNECTIONS).json["id"] for _ in range(100)}
+        assert len(ids) == 100
+        assert site.call(lambda: held(site)) == state | {"rooms": 1}
+
+
+def held(site: Serving) -> dict[str, int]:
+    channels, signalling = site.server.channels, site.server.signalling
+    return {
+        "channels": len(channels),
+        "early": len(channels._early),
+        "spent": len(signalling._offers._spent),
+        "used": len(signalling._tickets._used),
+        "rooms": len(site.server.rooms.rooms),
+    }
+
+
+def test_a_flood_of_offers_is_refused_and_only_to_its_sender() -> None:
+    with serving(peers_per_address=2) as site:
+        statuses = [signal(site, CONNECTIONS, headers={"X-Forwarded-For": "192.0.2.1"}).status for _ in range(10)]
+        assert statuses == [200] * 4 + [429] * 6
+        assert signal(site, CONNECTIONS, headers={"X-Forwarded-For": "192.0.2.2"}).status == 200
+        site.advance(4)
+        assert signal(site, CONNECTIONS, headers={"X-Forwarded-For": "192.0.2.1"}).status == 200
+
+
+def test_peers_per_address_are_limited() -> None:
+    with serving(peers_per_address=2) as site, GeckosPeer(site) as one, GeckosPeer(site) as two:
+        one.open()
+        two.open()
+        assert signal(site, CONNECTIONS).status == 429
+        assert signal(site, CONNECTIONS, headers={"X-Forwarded-For": "192.0.2.2"}).status == 200
+        one.close()
+        site.until(lambda: len(site.server.channels) == 1)
+        assert signal(site, CONNECTIONS).status == 200
+
+
+def test_handshakes_per_second_are_limited(site: Serving) -> None:
+    with GeckosPeer(site, answered=False) as peer:
+        assert site.call(lambda: all(site.server.channels._handshakes.take(site.clock()) for _ in range(100)))
+        assert peer.describe().status == 503
+        site.clock.ahead += 1
+        peer.status = peer.describe().status  # the offer is not used up
+        peer.open()
+
+
+def test_garbage_on_the_udp_port_is_dropped(site: Serving) -> None:
+    with GeckosPeer(site) as peer:
+        peer.open()
+        target = ("127.0.0.1", site.server.channels.port)
+        for data in (
+            b"",
+            b"\0",
+            b"\x16\xfe\xfd",
+            b"x" * 1500,
+            bytes(2000),
+            b"\x00\x01\x00\x00\x21\x12\xa4\x42" + bytes(12),
+        ):
+            peer.sock.sendto(data, target)  # from the address of a peer, too
+        peer.emit("tv", 1)
+        peer.hears('{"tv":1}')
+
+
+def test_a_sender_over_its_rate_costs_only_itself() -> None:
+    with serving(message_rate=10, message_burst=5) as site, GeckosPeer(site) as rude, GeckosPeer(site) as other:
+        rude.open()
+        other.open()
+        for number in range(50):
+            rude.emit("fairy:point", number)
+            rude.step()
+        site.until(lambda: site.server.rooms.totals.refused["rate"] >= 40)
+        other.emit("tv", "still here")
+        rude.hears('{"tv":"still here"}')
+        other.until(lambda: len(other.heard) >= 5)
+
+
+def test_copies_beyond_what_the_library_sends_count_as_messages() -> None:
+    with serving(message_rate=1, message_burst=2) as site, GeckosPeer(site) as rude:
+        rude.open()
+        for _ in range(40):  # 20 copies are free
+            rude.say('{"fairy:point":{"MESSAGE":1,"RELIABLE":1,"ID":"x"}}')
+            rude.step()
+        site.until(lambda: site.server.rooms.totals.refused["rate"] >= 10)
+
+
+def test_a_message_that_is_too_large_is_dropped() -> None:
+    small = "from session_server import Room\nclass Small(Room):\n    max_message = 100\n    relay = True"
+    with serving({"small": small}) as site, GeckosPeer(site, ticket_for(site, "small")) as peer:
+        peer.open()
+        peer.peer.max_message_size = 1 << 20  # it does not care what we announce
+        peer.say(b"x" * 101)
+        peer.emit("tv", 1)
+        peer.hears('{"tv":1}')
+        assert site.refused["too_large"] == 1
+
+
+# --- ids --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_id_holds_what_it_was_made_for() -> None:
+    offers = Offers(b"secret")
+    id = offers.issue(7 << 32 | 5, True, "192.0.2.1", 1000.7)
+    found = offers.read(id, "192.0.2.1", 1015.0)
+    assert (found.epoch, found.beside, len(id)) == (5, True, 24)
+    for changed in (
+        id[::-1],
+        "A" * 24,
+        "z" * 24,
+        *(id[:at] + ("A" if id[at] != "A" else "B") + id[at + 1 :] for at in range(24)),
+    ):
+        with pytest.raises(ValueError):
+            offers.read(changed, "192.0.2.1", 1001.0)
+    with pytest.raises(ValueError):
+        Offers(b"other").read(id, "192.0.2.1", 1001.0)
+    assert as_letters(as_bytes(id)) == id
+
+
+def test_what_is_remembered_of_answers_is_forgotten() -> None:
+    offers = Offers(b"secret")
+    for now in range(200):
+        id = offers.issue(1, False, "192.0.2.1", float(now))
+        offers.unspent(id, "192.0.2.1", float(now))
+        offers.spend(id, float(now))
+        assert len(offers._spent) <= 2 * OFFER_LIFE + 2
