@@ -165,34 +165,23 @@ class Association:
 
     def take_events(self) -> list[Event]:
         events = self._events.copy()
-        self._events.clear()
+        self._events.clear()  # which the receiving half has, too
         return events
 
     # --- packets out --------------------------------------------------------------------------------------------------
 
     def transmit(self, now: float) -> list[bytes]:
         """What is due: control chunks, a SACK, DATA as far as both windows allow; as few packets as hold them."""
-        packets = [self._answer] if self._answer else []
-        self._answer = b""
-        parts: list[bytes] = []
-        room = wire.MAX_CONTENT
-        for control in self._due_control(now):
-            if len(control) > room and parts:
-                packets.append(self._to_peer.packet(b"".join(parts)))
-                parts, room = [], wire.MAX_CONTENT
-            parts.append(control)
-            room -= len(control)
+        packets = wire.Packets(self._to_peer)
+        if self._answer:
+            packets.done.append(self._answer)
+            self._answer = b""
+        for one in self._due_control(now):
+            packets.add(len(one), one)
         if self._state == "established":
-            for one in self._sender.take(now):
-                data = one.chunk
-                if data.size > room and parts:
-                    packets.append(self._to_peer.packet(b"".join(parts)))
-                    parts, room = [], wire.MAX_CONTENT
-                parts += (data.head, wire.TSN(one.tsn & 0xFFFFFFFF), data.rest)
-                room -= data.size
-        if parts:
-            packets.append(self._to_peer.packet(b"".join(parts)))
-        return packets
+            self._sender.transmit(packets, now)
+        packets.close()
+        return packets.done
 
     def _due_control(self, now: float) -> list[bytes]:
         due, self._control = self._control, []

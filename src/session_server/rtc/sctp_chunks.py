@@ -56,6 +56,31 @@ class Header:
         return checksum == int.from_bytes(packet[8:12], "little")
 
 
+class Packets:
+    """Chunks, in as few packets as hold them."""
+
+    __slots__ = ("_header", "done", "parts", "room")
+
+    def __init__(self, header: Header) -> None:
+        self._header = header
+        self.done: list[bytes] = []
+        self.parts: list[bytes] = []  # of the packet that is being filled
+        self.room = MAX_CONTENT  # bytes left in it
+
+    def add(self, size: int, *parts: bytes) -> None:
+        """One chunk, of `size` bytes in all."""
+        if size > self.room:
+            self.close()
+        self.parts += parts
+        self.room -= size
+
+    def close(self) -> None:
+        """What comes next is for another packet."""
+        if self.parts:
+            self.done.append(self._header.packet(b"".join(self.parts)))
+            self.parts, self.room = [], MAX_CONTENT
+
+
 def tag_of(packet: bytes) -> int:
     """The verification tag; raises ValueError if the packet is not for us, or broken."""
     if len(packet) < 16:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from itertools import islice
 from struct import pack, unpack_from
 from typing import Final
 
@@ -24,6 +23,7 @@ from .sctp_chunks import (
     SACK_HEAD,
     TSN,
     UNORDERED,
+    Packets,
     chunk,
     unwrap,
 )
@@ -46,7 +46,7 @@ UNDER_WAY, DUE, ARRIVED, GIVEN_UP = range(4)  # states of a chunk that has a TSN
 class Message:
     """All that is the same for every peer that it is sent to, made once."""
 
-    __slots__ = ("chunks", "number", "payload", "ppid", "retransmits", "size", "stream")
+    __slots__ = ("chunks", "number", "payload", "ppid", "retransmits", "single", "size", "stream")
 
     def __init__(
         self, stream: int, ppid: int, payload: bytes, number: int | None = None, retransmits: int | None = 0
@@ -60,6 +60,8 @@ class Message:
         self.retransmits = retransmits
         self.chunks = [Chunk(self, at) for at in range(0, len(payload), MAX_FRAGMENT)]
         self.size = sum(one.size for one in self.chunks)  # bytes on the wire
+        once = retransmits == 0 and number is None and len(self.chunks) == 1
+        self.single = self.chunks[0] if once else None  # sent, and nothing more to do
 
 
 class Chunk:
@@ -77,15 +79,17 @@ class Chunk:
 
 
 class Outgoing:
-    """A chunk with its TSN, from then on until the peer has it or goes on without it."""
+    """What has TSNs, until the peer has it or goes on without it: a chunk, or messages of one packet that are sent
+    once. Those share its fate; should a peer take only some of them, it is as if it took none."""
 
-    __slots__ = ("chunk", "lost", "message", "missed", "state", "tsn")
+    __slots__ = ("first", "fragment", "last", "lost", "message", "missed", "size", "state")
 
-    def __init__(self, message: Message, chunk: Chunk, tsn: int) -> None:
-        self.message = message
-        self.chunk = chunk
-        self.tsn = tsn
-        self.state = DUE
+    def __init__(self, message: Message, fragment: int, first: int, last: int, size: int, state: int) -> None:
+        self.message = message  # of several the first
+        self.fragment = fragment  # number of the chunk in it
+        self.first, self.last = first, last  # TSNs
+        self.size = size  # bytes on the wire
+        self.state = state
         self.missed = 0  # SACKs that told of a later one
         self.lost = 0  # times
 
@@ -127,7 +131,7 @@ class Sender:
     @property
     def buffered(self) -> int:
         """Bytes that wait to be sent or acknowledged."""
-        under_way = sum(one.chunk.size for one in self._outstanding if one.state in (UNDER_WAY, DUE))
+        under_way = sum(one.size for one in self._outstanding if one.state in (UNDER_WAY, DUE))
         return self._reliable_size + self._unreliable_size + under_way
 
     def send(self, stream: int, ppid: int, payload: bytes, ordered: bool, retransmits: int | None) -> bool:
@@ -159,7 +163,7 @@ class Sender:
         self._unreliable_size -= message.size
         self.shed += 1
         if message.number is not None:  # those behind it must not wait for it: it is given up, for which it has a TSN
-            self._number(message, message.chunks[0]).state = GIVEN_UP
+            self._number(message, 0, GIVEN_UP)
 
     def forget(self, stream: int) -> None:
         """What waits on this stream will not be sent, and its numbers begin anew."""
@@ -171,46 +175,76 @@ class Sender:
 
     # --- what leaves (§6.1) -------------------------------------------------------------------------------------------
 
-    def take(self, now: float) -> list[Outgoing]:
-        """The chunks that may leave now, first those that were lost."""
-        taken: list[Outgoing] = []
+    def transmit(self, packets: Packets, now: float) -> None:
+        """What may leave now, first what was lost."""
         window = min(self.window, self._peer_window)
         if not window and not self._flight:
             window = 1  # a closed window is probed
-        due, flight = self._due, self._flight
-        while flight < window and (due or self._begin()):
-            one = due.popleft()
-            if one.state == DUE:
-                one.state = UNDER_WAY
-                flight += one.chunk.size
-                taken.append(one)
-        self._flight = flight
-        if taken and self._timed is None and not taken[-1].lost:
-            self._timed = (taken[-1].tsn, now)
+        left = None
+        while self._flight < window and (self._due or self._has_next()):
+            if self._due:
+                left = self._leave(packets, self._due.popleft()) or left
+            elif self._unreliable and self._unreliable[0].single and (self._turn or not self._reliable):
+                left = self._leave_once(packets, window - self._flight)
+            else:
+                self._begin()
+        if left is not None and self._timed is None and not left.lost:
+            self._timed = (left.first, now)
         if self._outstanding and self.deadline is None:
             self.deadline = now + self.rto
-        return taken
 
-    def _begin(self) -> bool:
+    def _has_next(self) -> bool:
+        return bool(self._unreliable or self._reliable) and self.next_tsn <= self._acked + MAX_OUTSTANDING
+
+    def _leave(self, packets: Packets, one: Outgoing) -> Outgoing | None:
+        """One chunk, if it is still due."""
+        if one.state != DUE:
+            return None
+        data = one.message.chunks[one.fragment]
+        packets.add(data.size, data.head, TSN(one.first & 0xFFFFFFFF), data.rest)
+        one.state = UNDER_WAY
+        self._flight += data.size
+        return one
+
+    def _leave_once(self, packets: Packets, most: int) -> Outgoing:
+        """Messages that are sent once: the next one, and up to `most` bytes of others that fit into the same packet."""
+        waiting, first, tsn, size = self._unreliable, self._unreliable[0], self.next_tsn, 0
+        if first.size > packets.room:
+            packets.close()
+        parts, room = packets.parts, packets.room
+        for message in waiting:
+            data = message.single
+            if data is None or size >= most or size + data.size > room:
+                break
+            parts += (data.head, TSN(tsn & 0xFFFFFFFF), data.rest)
+            size += data.size
+            tsn += 1
+        one = Outgoing(first, 0, self.next_tsn, tsn - 1, size, UNDER_WAY)
+        for _ in range(one.first, tsn):
+            waiting.popleft()
+        self._outstanding.append(one)
+        self._turn = False
+        self.next_tsn = tsn
+        self._unreliable_size -= size
+        self._flight += size
+        packets.room -= size
+        return one
+
+    def _begin(self) -> None:
         """The next message becomes due, its fragments with TSNs in a row (§6.9). Both kinds have their turn."""
-        if len(self._outstanding) >= MAX_OUTSTANDING:
-            return False
         if self._unreliable and (self._turn or not self._reliable):
             message = self._unreliable.popleft()
             self._unreliable_size -= message.size
             self._turn = False
-        elif self._reliable:
+        else:
             message = self._reliable.popleft()
             self._reliable_size -= message.size
             self._turn = True
-        else:
-            return False
-        for one in message.chunks:
-            self._due.append(self._number(message, one))
-        return True
+        for fragment in range(len(message.chunks)):
+            self._due.append(self._number(message, fragment, DUE))
 
-    def _number(self, message: Message, chunk: Chunk) -> Outgoing:
-        one = Outgoing(message, chunk, self.next_tsn)
+    def _number(self, message: Message, fragment: int, state: int) -> Outgoing:
+        one = Outgoing(message, fragment, self.next_tsn, self.next_tsn, message.chunks[fragment].size, state)
         self.next_tsn += 1
         self._outstanding.append(one)
         return one
@@ -223,7 +257,7 @@ class Sender:
         for one in self._outstanding:
             if one.state < ARRIVED or len(skipped) == MAX_SKIPPED:
                 break
-            last = one.tsn
+            last = one.last
             message = one.message
             if one.state == GIVEN_UP and message.number is not None:
                 skipped[message.stream] = message.number
@@ -258,10 +292,10 @@ class Sender:
     def _take_cumulative(self, cumulative: int, now: float) -> int:
         """All up to this TSN came; returns the bytes of which that is news."""
         acked, outstanding = 0, self._outstanding
-        for _ in range(cumulative - self._acked):
+        while outstanding and outstanding[0].last <= cumulative:
             one = outstanding.popleft()
             if one.state == UNDER_WAY:
-                acked += one.chunk.size
+                acked += one.size
             one.state = ARRIVED
         self._acked = cumulative
         self._flight -= acked
@@ -273,15 +307,14 @@ class Sender:
         """What came beyond a gap: pairs of first and last, counted from the cumulative TSN; returns bytes."""
         acked, newest, block = 0, 0, 0
         for one in self._outstanding:
-            offset = one.tsn - self._acked
-            while block < len(blocks) and blocks[block + 1] < offset:
+            while block < len(blocks) and self._acked + blocks[block + 1] < one.last:
                 block += 2
             if block == len(blocks):
                 break
-            if blocks[block] <= offset and one.state < ARRIVED:
-                acked += one.chunk.size if one.state == UNDER_WAY else 0
-                one.state, newest = ARRIVED, one.tsn
-                if self._timed is not None and self._timed[0] == one.tsn:
+            if self._acked + blocks[block] <= one.first and one.state < ARRIVED:
+                acked += one.size if one.state == UNDER_WAY else 0
+                one.state, newest = ARRIVED, one.last
+                if self._timed is not None and self._timed[0] == one.first:
                     self._measure(now - self._timed[1])
         self._flight -= acked
         if advanced and self._acked < self._recover_until:  # in recovery all that is told of counts
@@ -293,7 +326,7 @@ class Sender:
         """Three later ones came: it is lost (§7.2.4). The window is halved once per round trip."""
         lost = []
         for one in self._outstanding:
-            if one.tsn >= newest:
+            if one.last >= newest:
                 break
             if one.state == UNDER_WAY:
                 one.missed += 1
@@ -311,8 +344,8 @@ class Sender:
         for one in lost:
             if one.state != UNDER_WAY:  # given up with another fragment
                 continue
-            self._flight -= one.chunk.size
-            if self._timed is not None and self._timed[0] == one.tsn:
+            self._flight -= one.size
+            if self._timed is not None and self._timed[0] == one.first:
                 self._timed = None  # whether the first or the second was acknowledged could not be told (§6.3.1, C5)
             limit = one.message.retransmits
             one.lost += 1
@@ -327,13 +360,11 @@ class Sender:
 
     def _give_up_rest(self, lost: Outgoing) -> None:
         """The other fragments of a message that cannot be whole any more (RFC 3758 §3.5)."""
-        fragments = lost.message.chunks
-        if len(fragments) > 1:
-            start = lost.tsn - fragments.index(lost.chunk) - self._acked - 1
-            for one in islice(self._outstanding, max(0, start), start + len(fragments)):
-                if one.state < ARRIVED:
-                    self._flight -= one.chunk.size if one.state == UNDER_WAY else 0
-                    one.state = GIVEN_UP
+        start = lost.first - lost.fragment
+        for one in self._outstanding if len(lost.message.chunks) > 1 else ():
+            if start <= one.first < start + len(lost.message.chunks) and one.state < ARRIVED:
+                self._flight -= one.size if one.state == UNDER_WAY else 0
+                one.state = GIVEN_UP
 
     def _grow(self, acked: int) -> None:
         """Slow start, then congestion avoidance (§7.2.1, §7.2.2)."""
