@@ -36,6 +36,7 @@ def _node(name: str, script: str, *flags: str) -> Contestant:
 
 
 OURS = Contestant("ours", _ours)
+OURS_GECKOS = Contestant("ours, geckos.io", _ours)  # the same server, asked by geckos.io's clients
 NODE = _node("node", "loop.mjs")
 NODE_GREETS = _node("node greets", "loop.mjs", "--greet")
 NODE_TICK = _node("node tick", "tick.mjs")

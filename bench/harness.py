@@ -383,12 +383,8 @@ def figures(raw: Mapping[str, Any]) -> Figures:
     """The generator's answer as figures: everything per second of the measurement, CPU per delivery in µs."""
     seconds = float(raw["seconds"])
     own = float(raw["own_share"])
-    server_core, generator_core = raw["core_busy_s"]
     kept = {name: float(value) for name, value in raw.items() if isinstance(value, int | float)}
-    kept["server_share"] = raw["server_cpu_s"] / seconds
-    # /proc/stat has steps of 10 ms and samples; so a little less than nothing is possible
-    kept["foreign"] = max(0.0, (server_core - raw["server_cpu_s"]) / seconds)
-    kept["foreign_generator"] = max(0.0, generator_core / seconds - own)
+    kept |= shares(seconds, raw["server_cpu_s"], own * seconds, raw["core_busy_s"])
     # where it polls all the time, what counts is how much was not spent on finding nothing
     kept["generator_share"] = own * max(0.0, 1 - float(raw["spun_share"])) if raw["polls"] else own
     if raw["deliveries"]:
@@ -414,20 +410,26 @@ class Meter:
         seconds, served, loaded, *busy = (
             after - before for before, after in zip(self._began, self._sample(), strict=True)
         )
-        self.figures = {
-            "seconds": seconds,
-            "server_cpu_s": served,
-            "server_share": served / seconds,
-            "generator_share": loaded / seconds,
-            "foreign": max(0.0, (busy[0] - served) / seconds),
-            "foreign_generator": max(0.0, (busy[1] - loaded) / seconds),
-        }
+        self.figures = shares(seconds, served, loaded, busy)
 
     def _sample(self) -> tuple[float, ...]:
         served = family(self._server.process.pid)
         loaded = set(family(os.getpid())) - set(served)
         cores = [_busy(core) for core in self._server.cores]
         return time.monotonic(), sum(map(_ran, served)), sum(map(_ran, loaded)), *cores
+
+
+def shares(seconds: float, served: float, loaded: float, busy: Sequence[float]) -> Figures:
+    """Of both cores, from CPU seconds: of the server, of its load, and how long each core was busy."""
+    # /proc/stat has steps of 10 ms and samples; so a little less than nothing is possible
+    return {
+        "seconds": seconds,
+        "server_cpu_s": served,
+        "server_share": served / seconds,
+        "generator_share": loaded / seconds,
+        "foreign": max(0.0, (busy[0] - served) / seconds),
+        "foreign_generator": max(0.0, (busy[1] - loaded) / seconds),
+    }
 
 
 # ---- asking ----

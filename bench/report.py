@@ -18,7 +18,16 @@ from typing import Any
 from bench.harness import BENCH, PEERS, SATURATED, Result, Row, Settings
 
 RESULTS = BENCH / "results"
-LIBRARIES = ("session-server", "aiohttp", "msgspec", "uvloop", "websockets")
+LIBRARIES = (
+    "session-server",
+    "aiohttp",
+    "cryptography",
+    "google-crc32c",
+    "msgspec",
+    "pyopenssl",
+    "uvloop",
+    "websockets",
+)
 HEADS = ("what", "ours", "peer", "ratio", "spread", "goal", "reached", "others")
 
 
@@ -37,6 +46,7 @@ def summary(result: Result, row: Row) -> dict[str, Any]:
     """One row of the table as data."""
     question = result.question
     who = row.who or question.ours.name
+    shown = {other.who for other in question.rows if other.figure == row.figure}  # they have a row of their own
     ours = result.median(who, row.figure)
     ratios = result.ratios(who, row.figure, row.against) if row.compare else []
     peer = row.against or (question.baseline.name if question.baseline else None)
@@ -54,7 +64,7 @@ def summary(result: Result, row: Row) -> dict[str, Any]:
         "others": {
             other.name: value
             for other in question.others
-            if other.name != who and (value := result.median(other.name, row.figure)) is not None
+            if other.name not in shown and (value := result.median(other.name, row.figure)) is not None
         },
         "ratio": ratio,
         "ratios": ratios,
@@ -153,7 +163,7 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release().split("-")[0],
         "python": platform.python_version(),
         "node": node,
-        "ws": peer["dependencies"]["ws"],
+        "peers": peer["dependencies"],
         "libraries": {name: _version(name) for name in LIBRARIES},
     }
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench.harness import Contestant, Question, Result, Row, Run, figures, paired_ratios
+from bench.harness import Contestant, Question, Result, Row, Run, figures, paired_ratios, shares
 from bench.questions import QUESTIONS
 from bench.report import conditions, number, summary, table
 
@@ -27,8 +28,12 @@ RAW = {
 }
 
 
+def no_command(port: int) -> list[str]:
+    return []
+
+
 def contestant(name: str) -> Contestant:
-    return Contestant(name, lambda port: [])
+    return Contestant(name, no_command)
 
 
 def result(rows: tuple[Row, ...], **runs: list[float]) -> Result:
@@ -99,6 +104,26 @@ def test_a_ratio_may_be_to_another_contestant_of_the_same_round() -> None:
     runs = result((row,), node=[1.0, 1.0, 1.0], ours=[30.0, 60.0], other=[20.0, 30.0])
     assert summary(runs, row)["ratios"] == [1.5, 2.0]
     assert summary(runs, row)["peer_name"] == "other"
+
+
+def test_a_row_may_be_of_another_contestant_than_ours() -> None:
+    row = Row("x", "cost", "µs", goal=0.5, at_least=False)
+    rows = (row, replace(row, who="other"))
+    runs = result(rows, node=[10.0, 10.0, 10.0], ours=[6.0, 6.0], other=[4.0, 5.0])
+    runs.question = replace(runs.question, others=(contestant("other"), contestant("third")))
+    assert [summary(runs, row)["ours"] for row in rows] == [6.0, 4.5]
+    assert [summary(runs, row)["reached"] for row in rows] == [False, True]
+    runs.runs.append(Run("third", 0, {"x": 7.0}))
+    assert summary(runs, row)["others"] == {"third": 7.0}  # `other` has a row of its own
+    assert runs.question.contestants(quick=True) == [contestant("ours"), contestant("other")]
+
+
+def test_what_others_used_of_a_core_is_what_neither_server_nor_load_did() -> None:
+    seen = shares(2.0, served=0.5, loaded=1.0, busy=(0.9, 0.8))
+    assert seen["server_share"] == pytest.approx(0.25)
+    assert seen["generator_share"] == pytest.approx(0.5)
+    assert seen["foreign"] == pytest.approx(0.2)
+    assert seen["foreign_generator"] == 0  # /proc/stat counts in steps, and so may say less than they did
 
 
 def test_numbers_have_three_digits() -> None:

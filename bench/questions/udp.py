@@ -1,13 +1,13 @@
 """What does a message cost by data channel, how many get through, and what does a peer cost that only connects?
 
-The peer is a relay on `@geckos.io/server`; the same on bare node-datachannel stands beside it. Ours is measured with
-clients of its own dialect: they hold a WebSocket as well, and acknowledge on it.
+The peer is a relay on `@geckos.io/server`; the same on bare node-datachannel stands beside it. Ours is measured twice:
+with clients of its own dialect, who hold a WebSocket as well and acknowledge on it, and with the peer's own clients.
 """
 
 from dataclasses import replace
 from functools import partial
 
-from bench.contestants import DATACHANNEL, GECKOS, OURS
+from bench.contestants import DATACHANNEL, GECKOS, OURS, OURS_GECKOS
 from bench.harness import UDP, Figures, Question, Row, Server, Settings, hold, load
 
 PEERS = 32
@@ -43,7 +43,7 @@ def _question(name: str, title: str, rows: tuple[Row, ...], senders: int, rate: 
         title=f"{PEERS} peers, {title}",
         ours=OURS,
         baseline=GECKOS,
-        others=(DATACHANNEL,),
+        others=(OURS_GECKOS, DATACHANNEL),
         measure=partial(relay, senders=senders, rate=rate, spread=spread),
         rows=rows,
         repeats=3,
@@ -51,9 +51,14 @@ def _question(name: str, title: str, rows: tuple[Row, ...], senders: int, rate: 
     )
 
 
+def _both(row: Row) -> tuple[Row, Row]:
+    """For clients of our dialect, and for geckos.io's."""
+    return row, replace(row, what=f"{row.what}, geckos.io clients", who=OURS_GECKOS.name)
+
+
 def _cost(goal: float | None) -> tuple[Row, ...]:
     return (
-        Row("cpu_us", "CPU per delivery", "µs", goal=goal, at_least=False),
+        *_both(Row("cpu_us", "CPU per delivery", "µs", goal=goal, at_least=False)),
         Row("p99_ms", "p99", "ms", compare=False),
         Row("kept", "delivered of what was due", "", compare=False),
     )
@@ -68,9 +73,9 @@ QUESTIONS = (
         "udp-flood",
         "4 senders in phase, 1 kHz: 128,000 messages/s",
         (
-            Row("kept", "delivered of what was due", "", goal=0.99, ratio=False, compare=False),
-            Row("p99_ms", "p99", "ms", goal=6.0, ratio=False, at_least=False, compare=False),
-            Row("cpu_us", "CPU per delivery", "µs"),
+            *_both(Row("kept", "delivered of what was due", "", goal=0.99, ratio=False, compare=False)),
+            *_both(Row("p99_ms", "p99", "ms", goal=6.0, ratio=False, at_least=False, compare=False)),
+            *_both(Row("cpu_us", "CPU per delivery", "µs")),
         ),
         4,
         1000,
@@ -80,11 +85,9 @@ QUESTIONS = (
         title=f"{HELD} peers that only hold their data channel",
         ours=OURS,
         baseline=GECKOS,
-        others=(DATACHANNEL,),
+        others=(OURS_GECKOS, DATACHANNEL),
         measure=memory,
-        rows=(
-            Row("rss_kb", "resident memory per peer", "kB", goal=120, ratio=False, at_least=False, steady=True),
-        ),
+        rows=_both(Row("rss_kb", "resident memory per peer", "kB", goal=120, ratio=False, at_least=False, steady=True)),
         repeats=2,
         program=UDP,
     ),
@@ -93,9 +96,9 @@ QUESTIONS = (
         title=f"{CYCLES} times: connect, open the channel, disconnect",
         ours=OURS,
         baseline=GECKOS,
-        others=(DATACHANNEL,),
+        others=(OURS_GECKOS, DATACHANNEL),
         measure=cycle,
-        rows=(Row("cycle_ms", "CPU per connect-disconnect", "ms", goal=2.0, ratio=False, at_least=False),),
+        rows=_both(Row("cycle_ms", "CPU per connect-disconnect", "ms", goal=2.0, ratio=False, at_least=False)),
         repeats=2,
         program=UDP,
     ),

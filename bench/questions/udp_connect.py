@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from functools import cache
 from typing import TYPE_CHECKING
 
-from bench.contestants import GECKOS, OURS
+from bench.contestants import GECKOS, OURS, OURS_GECKOS
 from bench.harness import PEERS, BenchError, Figures, Meter, Question, Row, Server, Settings, pinned
 
 if TYPE_CHECKING:
@@ -103,6 +103,11 @@ QUESTION = Question(
     ours=OURS,
     baseline=GECKOS,
     measure=measure,
-    rows=(Row("connect_ms", "connected after", "ms", goal=0.45, at_least=False),),
+    others=(OURS_GECKOS,),
+    rows=(
+        Row("connect_ms", "connected after", "ms", goal=0.45, at_least=False),
+        Row("connect_ms", "the same geckos.io client, of ours", "ms", at_least=False, who=OURS_GECKOS.name),
+    ),
     repeats=4,
+    loads_generator=True,  # a browser that opens a page uses all of its core
 )
