@@ -13,8 +13,8 @@ SOURCE = Path(__file__).parent.parent / "src" / PACKAGE
 # Lowest first: a place may import what stands before it.
 GROUND = ("config", "protocol", "geckos", "limits", "clock", "rfc6455")
 ROOMS = (
-    "trust", "presence", "stream", "services", "outbox", "handlers", "calls", "inbox", "room", "rooms", "links",
-    "pieces",
+    "trust", "presence", "stream", "services", "outbox", "handlers", "calls", "succession", "inbox", "room", "rooms",
+    "links", "pieces",
 )  # fmt: skip
 STRANGERS = ("http", "signalling", "transports", "engine")  # these do not see each other
 TOP = ("logs", "tokens", "server", "dev", "check", "load", "cli")

@@ -51,6 +51,7 @@ class Calls:
         self._ruined = ruined
         self.busy = False  # an async handler is under way
         self._waiting: deque[Call] = deque()
+        self._successor: Callable[[], Any] | None = None  # takes over after the async handler under way
         self._faults = Bucket(1, FAULTS_LOGGED)
         self._tick: Timer | None = None
         self._timers: set[Timer] = set()
@@ -106,8 +107,35 @@ class Calls:
     def _finished(self, call: Call, value: Any, error: BaseException | None) -> None:
         self.busy = False
         self._settle(call, value, None if error is None else self._problem(call, error))
-        while self._waiting and not self.busy:
-            self.call(self._waiting.popleft())
+        while (self._successor or self._waiting) and not self.busy:
+            self.call(self._take_successor() if self._successor else self._waiting.popleft())
+
+    # --- other code, while people play --------------------------------------------------------------------------------
+
+    def after_this(self, call: Callable[[], Any]) -> None:
+        """Between two calls: now, or as soon as the async handler under way has ended. Of several the last counts."""
+        self._successor = call
+        if not self.busy:
+            self.call(self._take_successor())
+
+    def _take_successor(self) -> Call:
+        target, self._successor = self._successor, None
+        assert target is not None
+        return Call(target)
+
+    def take_over(self, instance: Any, routes: Routes, timers: set[Timer]) -> set[Timer]:
+        """Calls go to this instance from now on; returns the timers of the one before, which still run."""
+        before, self._timers = self._timers, timers
+        self.instance, self.routes = instance, routes
+        return before
+
+    def forget(self, timers: set[Timer]) -> None:
+        """These fire no more, and what they have brought about already is not called."""
+        for timer in timers:
+            timer.cancel()
+        self._waiting = deque(call for call in self._waiting if isinstance(call.target, str))
+
+    # --- what came of it ----------------------------------------------------------------------------------------------
 
     def _settle(self, call: Call, value: Any, problem: Problem | None) -> None:
         if call.client is None or (problem is None and call.ask is None):

@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import UNSET
 
 from .calls import Call, Calls
-from .handlers import Handler, InvalidContent, Kind, Routes, read_any
+from .handlers import Handler, InvalidContent, Kind, read_any
 from .limits import Bucket
 from .outbox import Outbox, Problem, Seat
 from .protocol import (
@@ -33,15 +33,14 @@ from .services import Services
 class Inbox:
     """What the clients of one room say."""
 
-    __slots__ = ("_calls", "_confirmed", "_expel", "_leave", "_outbox", "_routes", "_services", "_slug")
+    __slots__ = ("_calls", "_confirmed", "_expel", "_leave", "_outbox", "_services", "_slug")
 
     def __init__(
-        self, slug: str, routes: Routes, services: Services, outbox: Outbox, calls: Calls, *,
+        self, slug: str, services: Services, outbox: Outbox, calls: Calls, *,
         confirmed: Callable[[Any], None], leave: Callable[[Any], None], expel: Callable[[Any, int, str], None],
     ) -> None:  # fmt: skip
         """`confirmed`: a client has its welcome, since it speaks; `leave`: it said that it goes; `expel`: it must."""
         self._slug = slug
-        self._routes = routes
         self._services = services
         self._outbox = outbox
         self._calls = calls
@@ -53,7 +52,7 @@ class Inbox:
         services.now = now
         services.totals.messages_in += 1
         services.totals.bytes_in += size
-        kind = self._routes.kind(item.type)
+        kind = self._calls.routes.kind(item.type)
         if client._resume_before:  # it has the welcome with the new token
             self._confirmed(client)
         if item.reliable is not False:
@@ -84,10 +83,10 @@ class Inbox:
         """A message that is within its rate, and not merely relayed: handled or refused."""
         type = item.type
         if kind is Kind.HANDLED:
-            self._handle(client, self._routes.handlers[type], item, ask)
+            self._handle(client, self._calls.routes.handlers[type], item, ask)
         elif kind is Kind.OWNED or kind is Kind.CONTROL:
             self._services.totals.refused["server_owned"] += 1
-        elif "on_message" in self._routes.overrides and kind is Kind.OTHER:
+        elif "on_message" in self._calls.routes.overrides and kind is Kind.OTHER:
             self._pass_on(client, item, ask)
         else:
             self._services.totals.refused["unknown"] += 1
@@ -176,7 +175,7 @@ class Inbox:
                 check_type(ask.type)
             except ValueError as error:
                 raise ProtocolError(Close.NOT_MESSAGES, f"not a message: {error}") from None
-            self._dispatch(client, Message(ask.type, ask.content), self._routes.kind(ask.type), ask.ask)
+            self._dispatch(client, Message(ask.type, ask.content), self._calls.routes.kind(ask.type), ask.ask)
         elif item.type == "session:ping":
             ping = decode_control(item, Ping)
             content = {"t": ping.t, "time": self._services.now, "received": client._taken}

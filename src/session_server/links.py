@@ -304,7 +304,7 @@ class GeckosLink(Channel[AnyPeer]):
         if isinstance(data, bytes):
             return Binary(RAW, data, reliable=False)
         item = self.dialect.decode(data)
-        if item.type == IDENTITY and client.core.routes.kind(IDENTITY) is Kind.RELAYED:
+        if item.type == IDENTITY and client.core.calls.routes.kind(IDENTITY) is Kind.RELAYED:
             client.core.inbox.admits(client, size, now)  # a claim, with a user's id in it: nobody else's business
             return None
         if item.reliable is not False and not self._repeats.is_news(item.id, now):

@@ -117,7 +117,7 @@ class Outbox:
     """What one room sends: to whom, on which of their links, and when it is written."""
 
     __slots__ = (
-        "_deferred", "_dirty", "_flush_after", "_flushed_at", "_flushing", "_numbers", "_services", "_total", "seats",
+        "_deferred", "_dirty", "_flushed_at", "_flushing", "_numbers", "_services", "_total", "flush_after", "seats",
         "streams",
     )  # fmt: skip
 
@@ -126,7 +126,7 @@ class Outbox:
         self.seats = seats
         self.streams: list[Stream[Seat, Any]] = []
         self._services = services
-        self._flush_after = flush_after
+        self.flush_after = flush_after
         self._dirty = False
         self._flushed_at = float("-inf")
         self._flushing = False
@@ -285,8 +285,8 @@ class Outbox:
         if self._dirty:
             return
         self._dirty = True
-        due = self._flushed_at + self._flush_after
-        if self._flush_after and due > self._services.now:
+        due = self._flushed_at + self.flush_after
+        if self.flush_after and due > self._services.now:
             self._services.timers.at(due, self.flush)
         else:
             self._services.flush_later(self)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Final
 
 from .calls import Calls
@@ -32,6 +33,7 @@ from .protocol import (
     message,
 )
 from .services import Services
+from .succession import Succession
 
 PRESENCE_GAP: Final = 0.05  # seconds between two presence diffs of a room
 
@@ -168,7 +170,10 @@ class Room:
     def on_tick(self, dt: float) -> Any:
         """Every 1/tick_rate seconds while somebody has a seat; `dt` is always that, missed ticks are skipped."""
 
-    def on_reload(self, old: Any) -> Any: ...
+    def on_reload(self, old: dict[str, Any]) -> Any:
+        """This instance takes over while people play, after its `on_create`. `old`: the attributes of the one before;
+        those that `keep` names are set already. If it raises, the old one goes on."""
+
     def on_dispose(self) -> Any: ...
 
 
@@ -191,26 +196,31 @@ class RoomCore:
         self.clients: dict[int, Client] = {}  # seats by id
         self._beside = 0  # of them, second wires
         self.presence = Presence()
-        self.routes = routes
         self.host: int | None = None
         self.expiry: Timer | None = None  # disposal of an empty room
         self.resumable: dict[str, Client] = {}  # resume token → seat
         self.outbox = Outbox(services, self.clients, room_class.flush_ms / 1000)
-        instance = room_class()
-        instance._core = self
-        self.calls = Calls(instance, routes, services, self.log, self.outbox, ruined=self._ruin)
+        self.calls = Calls(self._instance_of(room_class), routes, services, self.log, self.outbox, ruined=self._ruin)
         self.inbox = Inbox(
-            slug, routes, services, self.outbox, self.calls,
+            slug, services, self.outbox, self.calls,
             confirmed=self._confirm, leave=self._quit, expel=self.expel,
         )  # fmt: skip
         self._next_id = 1
         self._presence_timer: Timer | None = None
         self._presence_at = float("-inf")
         self._told_host: int | None = None
-        config = services.config
+        self._allowance = self._allow()
+
+    def _instance_of(self, room_class: type[Room]) -> Room:
+        instance = room_class()
+        instance._core = self
+        return instance
+
+    def _allow(self) -> Allowance:
+        config = self.services.config
         largest = max(self.max_message, config.message_size) if self.max_message else math.inf
         burst = max(config.byte_burst, largest) if config.byte_burst else 4 * largest
-        self._allowance = Allowance.of(config.message_rate, config.message_burst, config.byte_rate, burst)
+        return Allowance.of(config.message_rate, config.message_burst, config.byte_rate, burst)
 
     @property
     def instance(self) -> Room:
@@ -403,6 +413,29 @@ class RoomCore:
             diff.host = self.host
         if diff is not None:
             self.outbox.announce(V1_DIALECT, message("session:presence", diff))
+
+    # --- other code, while people play --------------------------------------------------------------------------------
+
+    def swap(self, room_class: type[Room], routes: Routes, done: Callable[[BaseException | None], None]) -> None:
+        """The author's code was edited. If the new fails, the room goes on with the old; `done` is told why, or None.
+
+        Links that are there keep what was agreed when they came: the largest message, and `raw`."""
+        make = partial(self._instance_of, room_class)
+
+        def end(error: BaseException | None) -> None:
+            if error is None:
+                self._adopt(room_class)
+            done(error)
+
+        self.calls.after_this(Succession(self.calls, make, routes, room_class.keep, end).run)
+
+    def _adopt(self, room_class: type[Room]) -> None:
+        self.room_class = room_class
+        self.outbox.flush_after = room_class.flush_ms / 1000
+        self._allowance = self._allow()
+        self.calls.stop_ticks()
+        if self.clients:
+            self.calls.start_ticks(room_class.tick_rate)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
