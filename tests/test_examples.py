@@ -32,7 +32,7 @@ def test_an_example_survives_whatever_is_thrown_at_it(slug: str) -> None:
     """Each of its messages with each kind of wrong content, before and after somebody else left."""
     play = play_examples()
     ada, bob = play.join(slug), play.join(slug)
-    types = [*play.core(slug).routes.handlers, "nonsense"]
+    types = [*play.core(slug).calls.routes.handlers, "nonsense"]
     contents = [
         None,
         "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -284,3 +285,96 @@ def test_a_name_in_another_form_of_unicode_is_refused_with_a_line(folder: Path) 
 def test_names_may_be_in_any_script(folder: Path, slug: str) -> None:
     (folder / f"{slug}.py").write_text(textwrap.dedent(room()))
     assert Pieces(folder).room_class(slug) is not None
+
+
+# --- edited while people play -----------------------------------------------------------------------------------------
+
+
+def edit(path: Path, text: str) -> None:
+    """Writes it, a millisecond later than it was: two edits of one clock tick could not be told apart."""
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    path.write_text(textwrap.dedent(text))
+    os.utime(path, ns=(before + 1_000_000, before + 1_000_000))
+
+
+ANSWER = "from session_server import Room\nclass {name}(Room):\n    answer = {answer}\n"
+
+
+def answer_of(pieces: Pieces, slug: str) -> Any:
+    room_class = pieces.room_class(slug)
+    assert room_class is not None
+    return vars(room_class)["answer"]
+
+
+def test_only_what_was_edited_is_loaded_anew(folder: Path) -> None:
+    write(folder, a_py=ANSWER.format(name="A", answer=1), b_py=ANSWER.format(name="B", answer=1))
+    pieces = Pieces(folder)
+    untouched = pieces.room_class("b")
+    assert pieces.refresh().code == []
+    edit(folder / "a.py", ANSWER.format(name="A", answer=2))
+    assert [piece.slug for piece in pieces.refresh().code] == ["a"]
+    assert answer_of(pieces, "a") == 2 and pieces.table["a"].version == 2
+    assert pieces.room_class("b") is untouched and pieces.table["b"].version == 1
+
+
+def test_an_edit_that_cannot_be_used_leaves_the_class_that_could(folder: Path) -> None:
+    write(folder, a_py=ANSWER.format(name="A", answer=1))
+    pieces = Pieces(folder)
+    edit(folder / "a.py", "class A(:\n")
+    assert pieces.refresh().code[0].error == f"{folder}/a.py:1: SyntaxError: invalid syntax"
+    assert answer_of(pieces, "a") == 1 and len(pieces.errors()) == 1
+    assert pieces.refresh().code == [], "the same mistake is told once"
+    edit(folder / "a.py", ANSWER.format(name="A", answer=3))
+    pieces.refresh()
+    assert answer_of(pieces, "a") == 3 and pieces.errors() == []
+
+
+def test_an_edit_of_a_helper_reaches_all_pieces_that_import_it(folder: Path) -> None:
+    helped = "from _helper import ANSWER\n" + ANSWER
+    write(folder, a_py=helped.format(name="A", answer="ANSWER"), b_py=helped.format(name="B", answer="ANSWER + 10"))
+    write(folder, c_py=ANSWER.format(name="C", answer=0), _helper_py="ANSWER = 1")
+    pieces = Pieces(folder)
+    assert (answer_of(pieces, "a"), answer_of(pieces, "b")) == (1, 11)
+    edit(folder / "_helper.py", "ANSWER = 2")
+    assert [piece.slug for piece in pieces.refresh().code] == ["a", "b"]
+    assert (answer_of(pieces, "a"), answer_of(pieces, "b")) == (2, 12)
+
+
+def test_a_missing_helper_is_found_once_it_is_written(folder: Path) -> None:
+    write(folder, a_py="from _late import ANSWER\n" + ANSWER.format(name="A", answer="ANSWER"))
+    pieces = Pieces(folder)
+    assert "No module named '_late'" in pieces.errors()[0]
+    edit(folder / "_late.py", "ANSWER = 4")
+    pieces.refresh()
+    assert answer_of(pieces, "a") == 4
+
+
+def test_helpers_of_two_folders_are_not_mixed_up(folder: Path) -> None:
+    for number, place in enumerate((folder / "one", folder / "two")):
+        place.mkdir()
+        write(place, _helper_py=f"ANSWER = {number}", a_py="from _helper import ANSWER\n" + ANSWER.format(name="A", answer="ANSWER"))  # fmt: skip # noqa: E501
+    assert [answer_of(Pieces(folder / name), "a") for name in ("one", "two")] == [0, 1]
+
+
+def test_pieces_come_and_go_and_become_relays(folder: Path) -> None:
+    write(folder, a_py=ANSWER.format(name="A", answer=1))
+    pieces = Pieces(folder)
+    edit(folder / "b.py", ANSWER.format(name="B", answer=1))
+    assert [piece.slug for piece in pieces.refresh().code] == ["b"]
+    edit(folder / "a.html", "<p>")
+    (folder / "a.py").unlink()
+    [gone] = pieces.refresh().code
+    assert gone.slug == "a" and gone.room_class is None and pieces.page("a") is not None
+    (folder / "b.py").unlink()
+    assert pieces.refresh().code == [] and pieces.room_class("b") is None
+
+
+def test_which_pages_an_edit_concerns(folder: Path) -> None:
+    write(folder, a_html="<p>", b_html="<p>", a_css="p {}", shared_css="p {}")
+    (folder / "b").mkdir()
+    (folder / "b" / "part.js").write_text("1")
+    pieces = Pieces(folder)
+    assert pieces.refresh().pages == set()
+    for name, concerned in (("a.html", "a"), ("a.css", "a"), ("b/part.js", "b"), ("shared.css", "ab")):
+        edit(folder / name, "other")
+        assert pieces.refresh().pages == set(concerned), name

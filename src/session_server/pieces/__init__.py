@@ -1,16 +1,21 @@
 """Finds the pieces of a folder and loads their room classes, by slug. A slug never becomes a path: it is looked up.
 
-A piece `field` is `field.py` (a Room class), `field.html` (its page), or both.
+A piece `field` is `field.py` (a Room class), `field.html` (its page), or both. Code may import modules of its folder
+whose names begin with `_`, and packages there; each piece has its own copy of them, so an edit reaches all who use it.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
 import traceback
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Final
 
 from ..handlers import Routes
@@ -25,17 +30,32 @@ ASSETS: Final = {
     ".mp3", ".ogg", ".wav", ".mp4", ".webm", ".woff2", ".wasm", ".glb",
 }  # fmt: skip
 BUILT_IN: Final = Path(__file__).parent
+HELPERS: Final[set[str]] = set()  # names of modules that the piece loaded last has imported from its folder
+
+Stamp = tuple[int, int]  # by which an edited file is known: nanoseconds of its last change, bytes
 
 
 @dataclass(slots=True)
 class Piece:
-    """One entry of the table. `error` is one line for the author: why there is no class although there is code."""
+    """One entry of the table. `error` is one line for the author: why the code as it is now cannot be used. Then
+    `room_class` is that of the last code which could, if there was any."""
 
     slug: str
     code: Path | None = None
     page: Path | None = None
     room_class: type[Room] | None = None
     error: str | None = None
+    version: int = 0  # how often its code was loaded
+    stamps: dict[Path, Stamp] = field(default_factory=dict)  # of the files that its code came from
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a look at the folder has found. `code`: pieces that were loaded anew, or could not be; `pages`: slugs whose
+    page, or a file that it loads, is another."""
+
+    code: list[Piece]
+    pages: set[str]
 
 
 class Pieces:
@@ -45,18 +65,15 @@ class Pieces:
         self.folder = folder
         self.table: dict[str, Piece] = {}
         self.assets: dict[str, Path] = {}  # what pages load from beside them: path below the folder → file
-        for place in (BUILT_IN, folder):
-            if place is not None:
-                self._scan(place)
-        for piece in self.table.values():
-            self._load(piece)
+        self._stamps: dict[Path, Stamp] = {}  # of pages and assets
+        self.refresh()
 
     def room_class(self, slug: str) -> type[Room] | None:
         """The class of a piece, None if it has no code. Raises PieceError."""
         piece = self.table.get(slug)
         if piece is None:
             return None
-        if piece.error is not None:
+        if piece.room_class is None and piece.error is not None:
             raise PieceError(piece.error)
         return piece.room_class
 
@@ -66,6 +83,17 @@ class Pieces:
 
     def errors(self) -> list[str]:
         return [piece.error for piece in self.table.values() if piece.error is not None]
+
+    def refresh(self) -> Changes:
+        """Looks at the folder again, and loads what was edited."""
+        before, self.table, self.assets = self.table, {}, {}
+        for place in (BUILT_IN, self.folder):
+            if place is not None:
+                self._scan(place)
+        code = [piece for piece in self.table.values() if self._is_news(piece, before.get(piece.slug))]
+        for piece in code:
+            self._load(piece)
+        return Changes(code, self._changed_pages())
 
     def _scan(self, folder: Path) -> None:
         found: dict[str, Piece] = {}
@@ -92,12 +120,55 @@ class Pieces:
             if path.suffix in ASSETS and path.is_file() and is_public(path, folder)
         }
 
+    @staticmethod
+    def _is_news(piece: Piece, before: Piece | None) -> bool:
+        """Whether its code must be loaded; takes over what is known of it."""
+        if before is not None:
+            piece.room_class, piece.version, piece.stamps = before.room_class, before.version, before.stamps
+        if piece.code is None:
+            return before is not None and before.code is not None and piece.error is None
+        if before is None or before.code != piece.code:
+            return True
+        files = piece.stamps if before.error is None else scripts(piece.code)
+        if piece.stamps != {path: stamp(path) for path in files}:
+            return True
+        piece.error = before.error
+        return False
+
     def _load(self, piece: Piece) -> None:
-        if piece.code is not None and piece.error is None:
-            try:
-                piece.room_class = load_class(piece.slug, piece.code)
-            except PieceError as error:
-                piece.error = str(error)
+        piece.version += 1
+        if piece.code is None:  # its code is gone: it is a relay now
+            piece.room_class, piece.stamps = None, {}
+            return
+        try:
+            piece.room_class, files = load_class(piece.slug, piece.code)
+            piece.error = None
+        except PieceError as error:  # whatever is edited next may mend it
+            piece.error, files = str(error), scripts(piece.code)
+        piece.stamps = {path: stamp(path) for path in files}
+
+    def _changed_pages(self) -> set[str]:
+        pages = {piece.page: {piece.slug} for piece in self.table.values() if piece.page is not None}
+        everybody = {slug for slugs in pages.values() for slug in slugs}
+        for name, path in self.assets.items():
+            owner = name.partition("/")[0].partition(".")[0]
+            pages[path] = {owner} if owner in everybody else everybody
+        before, self._stamps = self._stamps, {path: stamp(path) for path in pages}
+        changed = (slugs for path, slugs in pages.items() if path in before and before[path] != self._stamps[path])
+        return set().union(*changed)
+
+
+def scripts(code: Path) -> list[Path]:
+    """All that a piece's code could import from its folder."""
+    return sorted(code.parent.rglob("*.py"))
+
+
+def stamp(path: Path) -> Stamp:
+    try:
+        status = path.stat()
+    except OSError:  # it is gone
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
 
 
 def is_public(path: Path, folder: Path) -> bool:
@@ -117,30 +188,69 @@ def name_error(slug: str, path: Path) -> str | None:
     return None
 
 
-def load_class(slug: str, path: Path) -> type[Room]:
-    """Imports a piece's file and finds its one Room class. Raises PieceError with file, line and reason."""
+def load_class(slug: str, path: Path) -> tuple[type[Room], list[Path]]:
+    """Imports a piece's file and finds its one Room class; also the files that it came from. Raises PieceError with
+    file, line and reason."""
     name = f"_pieces.{slug}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and type hints look their module up
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    before = sys.modules.get(name)
+    with fresh_imports(path.parent) as helpers:
+        try:
+            sys.modules[name] = module  # dataclasses and type hints look their module up
+            spec.loader.exec_module(module)
+            room_class = only_class(module, slug, path)
+            Routes(room_class, Room)  # finds mistakes in handlers now, not when the first client comes
+        except (Exception, SystemExit) as error:
+            del sys.modules[name]
+            if before is not None:
+                sys.modules[name] = before
+            raise error if isinstance(error, PieceError) else PieceError(blame(path, error)) from error
+        return room_class, [path, *helpers()]
+
+
+@contextmanager
+def fresh_imports(folder: Path) -> Iterator[Callable[[], list[Path]]]:
+    """Modules of this folder are imported anew within, not those that another piece has; yields which they are."""
+    for name in HELPERS & set(sys.modules):
         del sys.modules[name]
-        raise PieceError(blame(path, error)) from error
+    HELPERS.clear()
+    importlib.invalidate_caches()
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # a cache is known by seconds, edits are faster
+    sys.path.append(str(folder))
+    before = set(sys.modules)
+
+    def files() -> list[Path]:
+        HELPERS.update(name for name in set(sys.modules) - before if is_below(sys.modules[name], folder))
+        return [Path(str(sys.modules[name].__file__)) for name in HELPERS]
+
+    try:
+        yield files
+    finally:
+        files()
+        sys.path.remove(str(folder))
+        sys.dont_write_bytecode = writes
+
+
+def is_below(module: ModuleType, folder: Path) -> bool:
+    file = getattr(module, "__file__", None)
+    return isinstance(file, str) and file.startswith(f"{folder}{os.sep}") and not module.__name__.startswith("_pieces.")
+
+
+def only_class(module: ModuleType, slug: str, path: Path) -> type[Room]:
+    """Raises PieceError."""
     classes = list(
         {
             value: None
             for value in vars(module).values()
-            if isinstance(value, type) and issubclass(value, Room) and value.__module__ == name
+            if isinstance(value, type) and issubclass(value, Room) and value.__module__ == module.__name__
         }
     )
     if len(classes) > 1:
         classes = [c for c in classes if c.__name__.lower() == slug.replace("-", "").replace("_", "").lower()]
     if len(classes) != 1:
         raise PieceError(f"{path}: found no single Room class, expected one (or one of several named like the file)")
-    Routes(classes[0], Room)  # finds mistakes in handlers now, not when the first client comes
     return classes[0]
 
 
