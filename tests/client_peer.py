@@ -1,20 +1,88 @@
-"""A server for the tests of the Python client, whose every word is the test's. Speaks docs/reference/wire.md."""
+"""For the tests of the Python client: how they run, and a server whose every word is the test's (`Peer`), which speaks
+docs/reference/wire.md."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any
 
+import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
+from session_server.client import Message, Room, session
+
 SUBPROTOCOL = Subprotocol("session.v1")
+LIMIT = 10.0  # seconds for one test
+
+
+def new_uvloop() -> asyncio.AbstractEventLoop:
+    uvloop = pytest.importorskip("uvloop")
+    return uvloop.new_event_loop()
+
+
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Runs an async test in a loop of its own and looks for tasks that it left behind."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        async def main() -> None:
+            async with asyncio.timeout(LIMIT):
+                await test(*args, **kwargs)
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            assert not left
+
+        with asyncio.Runner(loop_factory=kwargs.pop("loop", None)) as runner:
+            runner.run(main())
+
+    return run
+
+
+def both_loops(run: Callable[..., None]) -> Callable[..., None]:
+    def each(loop: Any) -> None:
+        run(loop=loop)
+
+    each.__name__ = run.__name__
+    return pytest.mark.parametrize("loop", [None, new_uvloop], ids=["asyncio", "uvloop"])(each)
+
+
+def at_once(attempt: int) -> float:
+    return 0.0
+
+
+def joining(peer: Peer, **options: Any) -> Room:
+    return session(peer.url, backoff=at_once, **options)
+
+
+class Heard:
+    """What handlers were called with; `of` a type, in order."""
+
+    def __init__(self, room: Room, *types: str) -> None:
+        self.messages: list[Message] = []
+        self._more = asyncio.Event()
+        for type in types:
+            room.on(type, self._hear)
+
+    def _hear(self, content: Any, message: Message) -> None:
+        self.messages.append(message)
+        self._more.set()
+
+    async def until(self, count: int) -> list[Any]:
+        while len(self.messages) < count:
+            self._more.clear()
+            await self._more.wait()
+        return [message.content for message in self.messages]
+
+    @property
+    def types(self) -> list[str]:
+        return [message.type for message in self.messages]
 
 
 class PeerLink:
