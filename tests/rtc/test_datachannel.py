@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import selectors
@@ -19,6 +20,7 @@ from random import Random
 from typing import IO, Any
 
 import pytest
+from network import bent
 
 from session_server.rtc import datachannel, sctp, sctp_chunks, sdp, stun
 from session_server.rtc.datachannel import (
@@ -647,6 +649,23 @@ def test_a_peer_has_a_bounded_number_of_addresses() -> None:
 # The end
 
 
+def test_a_thousand_peers_that_come_and_go_leave_nothing_behind() -> None:
+    def live(count: int) -> int:
+        for seed in range(count):
+            world = World(seed).run(12 * DELAY)
+            assert world.server.state == "open"
+            world.peers["client" if seed % 2 else "server"].close(world.now)
+            world.run(2 * DELAY)
+            assert world.server.state == world.client.state == "closed"
+        del world
+        gc.collect()
+        return len(gc.get_objects())
+
+    live(10)
+    before = live(10)
+    assert live(1000) - before < 50
+
+
 def test_a_close_is_told_and_said_once() -> None:
     for name, other in (("server", "client"), ("client", "server")):
         world = connected()
@@ -695,16 +714,36 @@ def test_a_channel_reset_by_the_peer_is_closed_and_the_servers_own_ends_the_peer
     assert world.events["server"] == [Closed("channel closed by the peer")]
 
 
+def test_a_peer_whose_sctp_begins_anew_is_offered_the_channel_again() -> None:
+    world = connected()
+    open_from_client(world, 4, Channel("chat"))
+    world.run(0.2)
+    world.events["server"].clear()
+    world.client._channels.clear()
+    world.client._main = None
+    world.client._association = sctp.Association(random=world.random.randbytes)
+    world.client._association.connect(world.now)
+    world.run(0.02)
+    world.server.send("nobody hears this", world.now)
+    world.run(0.5)
+    assert world.events["server"] == [ChannelClosed(4), OPENED]
+    assert world.events["client"][-1] == OPENED
+    assert world.server.push(datachannel.pack("pushed"), world.now)
+    world.run(0.1)
+    assert world.events["client"][-1] == Message("pushed", 1)
+    world.talk()
+
+
 # Bad input
 
 
-def test_bent_datagrams_leave_a_peer_untouched() -> None:
-    world = connected()
+def test_bent_datagrams_leave_a_peer_and_its_neighbour_untouched() -> None:
+    world, neighbour = connected(), connected(seed=1)
     world.talk()
     world.run(20.0)
     random = Random(8831)
     seen = [(name, datagram) for name, _, datagram in world.sent]
-    for _ in range(3000):
+    for _ in range(6000):
         name, datagram = random.choice(seen)
         data = bytearray(datagram)
         for _ in range(random.randrange(1, 6)):
@@ -723,6 +762,32 @@ def test_bent_datagrams_leave_a_peer_untouched() -> None:
     assert world.server.address != VICTIM  # a replay can show an address, but not prove it
     world.run(0.1)
     world.talk()
+    neighbour.talk()
+
+
+def test_whatever_a_peer_seals_ends_at_most_itself() -> None:
+    random, neighbour, ended = Random(4960), connected(seed=1), 0
+    world = connected()
+    for data in ("x" * 3000, b"short", ""):
+        world.client.send(data, world.now)
+    open_from_client(world, 4, Channel("chat"))
+    association = world.client._association
+    assert association is not None
+    association.reset_stream(6, world.now)
+    seen = [packet[12:] for packet in association.transmit(world.now)]
+    for number in range(4000):
+        client, server = world.client, world.server
+        assert client._dtls is not None and server._association is not None
+        content = bent(random, seen)
+        tag = 0 if content[0] == sctp_chunks.INIT else server._association._tag
+        world.deliver("server", CLIENT, client._dtls.seal(sctp_chunks.Header(tag).packet(content)))
+        world.step("server")
+        if server.state == "closed":
+            ended += 1
+            assert isinstance(world.events["server"][-1], Closed)
+            world = connected(seed=number)
+    assert 0 < ended < 400  # by chance it was an ABORT, or a reset of the channel
+    neighbour.talk()
 
 
 def test_a_half_open_peer_survives_garbage_and_still_connects() -> None:

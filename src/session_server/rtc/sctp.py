@@ -206,13 +206,17 @@ class Association:
         """All that is due; `transmit` sends it."""
         for one in (self._repeated, self._reset):
             if one is not None and now >= one.when:
-                one.tries += 1
-                one.when = now + min(self._sender.rto * 2**one.tries, RTO_MOST)
-                self._control.append(one.chunk)
-                if one.tries > MAX_RETRANSMITS:
-                    self._end("the peer does not answer")
+                self._run_repeated(one, now)
         if not self._sender.run(now):
             self._end("the peer does not acknowledge")
+
+    def _run_repeated(self, one: Repeated, now: float) -> None:
+        one.tries += 1
+        one.when = now + min(self._sender.rto * 2**one.tries, RTO_MOST)
+        if one.tries <= MAX_RETRANSMITS:
+            self._control.append(one.chunk)
+        else:
+            self._end("the peer does not answer")
 
     def _repeat(self, repeated: bytes, now: float) -> None:
         self._repeated = Repeated(repeated, now + self._sender.rto)

@@ -73,6 +73,8 @@ class Receiver:
         """Whether this TSN is new, and there is room to remember it."""
         blocks = self._blocks
         if tsn == self.cumulative + 1:
+            if blocks:
+                self._packets = 2  # a gap is filled, which is news
             self._advance(tsn)
             return True
         at = bisect_right(blocks, tsn, key=FIRST_OF)
@@ -103,12 +105,14 @@ class Receiver:
     # --- data (§6.5, §6.9) --------------------------------------------------------------------------------------------
 
     def receive_data(self, packet: bytes, at: int, flags: int, size: int) -> None:
-        """The chunk of `size` bytes at `at`, of which the header was read. What is not taken comes again."""
+        """The chunk of `size` bytes at `at`. Raises ValueError. What is not taken comes again."""
+        if size <= 16:
+            raise ValueError(f"DATA of {size} bytes, expected at least 17")
         wire, stream, number, ppid = DATA_HEAD.unpack_from(packet, at + 4)
         tsn = unwrap(wire, self.cumulative)
         # What lets others go on their way must have room even if these have none left.
         room = WINDOW if tsn != self.cumulative + 1 else WINDOW + 2 * self._max_message
-        if self._held + size > room or not self._note(tsn) or stream >= STREAMS:
+        if self._held + HOLDING + size > room or not self._note(tsn) or stream >= STREAMS:
             return
         if flags & AT_ONCE:
             self._packets = 2

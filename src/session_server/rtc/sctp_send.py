@@ -29,8 +29,8 @@ from .sctp_chunks import (
 )
 
 BUFFER: Final = 1024 * 1024  # bytes that wait and may not be lost, above which `send` refuses
-STALE: Final = 64 * 1024  # bytes behind the oldest message that may be lost, above which it is shed
-MAX_OUTSTANDING: Final = 2048  # TSNs above the cumulative one
+STALE: Final = 128 * 1024  # bytes behind the oldest message that may be lost, above which it is shed
+MAX_OUTSTANDING: Final = 1024  # TSNs above the cumulative one
 FIRST_WINDOW: Final = 10 * MAX_PACKET  # bytes (as TCP, RFC 6928)
 LEAST_WINDOW: Final = 4 * MAX_PACKET  # bytes (§7.2.3)
 MOST_WINDOW: Final = 256 * 1024  # bytes: 20 Mbit/s at a round trip of 100 ms
@@ -38,6 +38,7 @@ RTO_FIRST: Final = 0.4  # seconds; §15 says 1, and a player would notice it whe
 RTO_LEAST: Final = 0.2  # §15 says 1; a game that waits a second has lost it, and TCP waits as little
 RTO_MOST: Final = 2.0  # §15 says 60: a game that waited so long is over
 MAX_RETRANSMITS: Final = 10  # in a row without an answer, then the peer is gone (§15, Association.Max.Retrans)
+REORDERED: Final = 3  # packets that may overtake one before it is taken for lost (§7.2.4)
 MAX_SKIPPED: Final = 64  # streams in one FORWARD TSN
 
 UNDER_WAY, DUE, ARRIVED, GIVEN_UP = range(4)  # states of a chunk that has a TSN
@@ -82,7 +83,7 @@ class Outgoing:
     """What has TSNs, until the peer has it or goes on without it: a chunk, or messages of one packet that are sent
     once. Those share its fate; should a peer take only some of them, it is as if it took none."""
 
-    __slots__ = ("first", "fragment", "last", "lost", "message", "missed", "size", "state")
+    __slots__ = ("first", "fragment", "last", "left", "lost", "message", "size", "state")
 
     def __init__(self, message: Message, fragment: int, first: int, last: int, size: int, state: int) -> None:
         self.message = message  # of several the first
@@ -90,7 +91,7 @@ class Outgoing:
         self.first, self.last = first, last  # TSNs
         self.size = size  # bytes on the wire
         self.state = state
-        self.missed = 0  # SACKs that told of a later one
+        self.left = 0  # number of the packet in which it left last
         self.lost = 0  # times
 
 
@@ -113,13 +114,14 @@ class Sender:
         self._outstanding: deque[Outgoing] = deque()  # by rising TSN, all from the cumulative one on
         self._due: deque[Outgoing] = deque()  # of them, what is to leave: for the first time, or again
         self._flight = 0  # bytes under way
+        self._packets = 0  # with data, ever
         self._numbers: dict[int, int] = {}  # stream → number of its next ordered message
         self._threshold = MOST_WINDOW  # of slow start
         self._partial_acked = 0
         self._recover_until = self._acked
         self._peer_window = window
         self._rtt_variation = 0.0
-        self._timed: tuple[int, float] | None = None  # TSN whose round trip is measured, and when it left
+        self._timed: tuple[Outgoing, float] | None = None  # whose round trip is measured, and when it left
         self._tries = 0  # time-outs in a row
 
     # --- what waits ---------------------------------------------------------------------------------------------------
@@ -188,10 +190,12 @@ class Sender:
                 left = self._leave_once(packets, window - self._flight)
             else:
                 self._begin()
-        if left is not None and self._timed is None and not left.lost:
-            self._timed = (left.first, now)
-        if self._outstanding and self.deadline is None:
-            self.deadline = now + self.rto
+        if left is not None:
+            self._packets = left.left + 1
+            if self._timed is None and not left.lost:
+                self._timed = (left, now)
+        if self.deadline is None:
+            self._arm(now)
 
     def _has_next(self) -> bool:
         return bool(self._unreliable or self._reliable) and self.next_tsn <= self._acked + MAX_OUTSTANDING
@@ -202,6 +206,7 @@ class Sender:
             return None
         data = one.message.chunks[one.fragment]
         packets.add(data.size, data.head, TSN(one.first & 0xFFFFFFFF), data.rest)
+        one.left = self._packets + len(packets.done)
         one.state = UNDER_WAY
         self._flight += data.size
         return one
@@ -220,6 +225,7 @@ class Sender:
             size += data.size
             tsn += 1
         one = Outgoing(first, 0, self.next_tsn, tsn - 1, size, UNDER_WAY)
+        one.left = self._packets + len(packets.done)
         for _ in range(one.first, tsn):
             waiting.popleft()
         self._outstanding.append(one)
@@ -250,15 +256,17 @@ class Sender:
         return one
 
     def forward(self) -> bytes:
-        """FORWARD TSN: what was given up, up to the first chunk that was not (RFC 3758 §3.5)."""
+        """FORWARD TSN: what was given up, up to the first that was not (RFC 3758 §3.5). What arrived is passed over
+        but for fragments: the peer would drop them, and their message may still become whole."""
         self.forward_due = False
         last = self._acked
         skipped: dict[int, int] = {}  # stream → number of its last ordered message that is given up
         for one in self._outstanding:
-            if one.state < ARRIVED or len(skipped) == MAX_SKIPPED:
+            message = one.message
+            is_fragment = one.state == ARRIVED and len(message.chunks) > 1
+            if one.state < ARRIVED or is_fragment or len(skipped) == MAX_SKIPPED:
                 break
             last = one.last
-            message = one.message
             if one.state == GIVEN_UP and message.number is not None:
                 skipped[message.stream] = message.number
         return chunk(FORWARD_TSN, TSN(last & 0xFFFFFFFF) + b"".join(pack("!HH", *pair) for pair in skipped.items()))
@@ -277,61 +285,57 @@ class Sender:
         if not before <= cumulative < self.next_tsn:
             return  # old, or of what was never sent
         full = self._flight + MAX_PACKET > self.window
-        acked = self._take_cumulative(cumulative, now)
-        self._peer_window = window
-        self._tries = 0
+        arrived = self._take_cumulative(cumulative)
         if gaps:
-            acked += self._take_gaps(unpack_from(f"!{2 * gaps}H", packet, at + 16), cumulative > before, now)
+            arrived += self._take_gaps(unpack_from(f"!{2 * gaps}H", packet, at + 16))
+        acked = sum([one.size for one in arrived])
+        self._flight -= acked
+        if arrived and self._timed is not None and self._timed[0].state == ARRIVED:
+            self._measure(now - self._timed[1])
+        if gaps and arrived:
+            self._miss(max([one.left for one in arrived]))
+        self._peer_window = window
+        if arrived or not window:  # a closed window is an answer, too (§6.1, A)
+            self._tries = 0
         if cumulative > before:
             if full and cumulative > self._recover_until:
                 self._grow(acked)
-            self.deadline = now + self.rto if self._outstanding else None
+            self._arm(now)
         if self._outstanding and self._outstanding[0].state == GIVEN_UP:
             self.forward_due = True
 
-    def _take_cumulative(self, cumulative: int, now: float) -> int:
-        """All up to this TSN came; returns the bytes of which that is news."""
-        acked, outstanding = 0, self._outstanding
+    def _take_cumulative(self, cumulative: int) -> list[Outgoing]:
+        """All up to this TSN came; returns those of which that is news."""
+        arrived, outstanding = [], self._outstanding
         while outstanding and outstanding[0].last <= cumulative:
             one = outstanding.popleft()
             if one.state == UNDER_WAY:
-                acked += one.size
+                arrived.append(one)
             one.state = ARRIVED
         self._acked = cumulative
-        self._flight -= acked
-        if self._timed is not None and self._timed[0] <= cumulative:
-            self._measure(now - self._timed[1])
-        return acked
+        return arrived
 
-    def _take_gaps(self, blocks: tuple[int, ...], advanced: bool, now: float) -> int:
-        """What came beyond a gap: pairs of first and last, counted from the cumulative TSN; returns bytes."""
-        acked, newest, block = 0, 0, 0
+    def _take_gaps(self, blocks: tuple[int, ...]) -> list[Outgoing]:
+        """The same for what came beyond a gap: pairs of first and last, counted from the cumulative TSN."""
+        arrived, block = [], 0
         for one in self._outstanding:
             while block < len(blocks) and self._acked + blocks[block + 1] < one.last:
                 block += 2
             if block == len(blocks):
                 break
             if self._acked + blocks[block] <= one.first and one.state < ARRIVED:
-                acked += one.size if one.state == UNDER_WAY else 0
-                one.state, newest = ARRIVED, one.last
-                if self._timed is not None and self._timed[0] == one.first:
-                    self._measure(now - self._timed[1])
-        self._flight -= acked
-        if advanced and self._acked < self._recover_until:  # in recovery all that is told of counts
-            newest = self._acked + blocks[-1]
-        self._miss(newest)
-        return acked
+                if one.state == UNDER_WAY:
+                    arrived.append(one)
+                one.state = ARRIVED
+        return arrived
 
     def _miss(self, newest: int) -> None:
-        """Three later ones came: it is lost (§7.2.4). The window is halved once per round trip."""
-        lost = []
-        for one in self._outstanding:
-            if one.last >= newest:
-                break
-            if one.state == UNDER_WAY:
-                one.missed += 1
-                if one.missed >= 3:
-                    lost.append(one)
+        """What left three packets before this one is lost (§7.2.4). The window is halved once per round trip.
+
+        Counted in packets, as RFC 9002 §6.1.1 does, and not in SACKs: one may tell of many packets. In the order in
+        which they left, not by TSN: what left for the second time is not judged by what came of the first.
+        """
+        lost = [one for one in self._outstanding if one.state == UNDER_WAY and one.left + REORDERED <= newest]
         self._lose(lost)
         if lost and self._acked >= self._recover_until:
             self._recover_until = self.next_tsn - 1
@@ -345,11 +349,10 @@ class Sender:
             if one.state != UNDER_WAY:  # given up with another fragment
                 continue
             self._flight -= one.size
-            if self._timed is not None and self._timed[0] == one.first:
+            if self._timed is not None and self._timed[0] is one:
                 self._timed = None  # whether the first or the second was acknowledged could not be told (§6.3.1, C5)
             limit = one.message.retransmits
             one.lost += 1
-            one.missed = 0
             if limit is None or one.lost <= limit:
                 one.state = DUE
                 again.append(one)
@@ -397,8 +400,12 @@ class Sender:
         self._threshold = max(self.window // 2, LEAST_WINDOW)
         self.window = MAX_PACKET
         self._partial_acked = 0
-        self.rto = min(self.rto * 2, RTO_MOST)
         self._lose([one for one in self._outstanding if one.state == UNDER_WAY])
         self.forward_due |= self._outstanding[0].state == GIVEN_UP
-        self.deadline = now + self.rto
+        self._arm(now)
         return self._tries <= MAX_RETRANSMITS
+
+    def _arm(self, now: float) -> None:
+        """Waits twice as long after each time-out (§6.3.3, E2), until something arrives: then the path is there again,
+        and what was sent twice cannot be measured (§6.3.1, C5), so to wait for a measurement might take long."""
+        self.deadline = now + min(self.rto * 2**self._tries, RTO_MOST) if self._outstanding else None

@@ -1,0 +1,926 @@
+"""SCTP associations: two against each other over a bad network, and one against an enemy who writes its own packets."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Iterator
+from math import sqrt
+from random import Random
+from struct import pack, unpack_from
+
+import google_crc32c
+import pytest
+from network import DELAY, Network, Pair, bent
+
+from session_server.rtc import sctp_chunks as wire
+from session_server.rtc import sctp_receive, sctp_send
+from session_server.rtc.sctp import (
+    COOKIE,
+    COOKIE_LIFE,
+    Association,
+    Closed,
+    Established,
+    Probed,
+    Restarted,
+    StreamReset,
+)
+from session_server.rtc.sctp_receive import GAPS, HOLDING, STREAMS, WINDOW, Received
+from session_server.rtc.sctp_send import LEAST_WINDOW, MAX_OUTSTANDING, MAX_RETRANSMITS, RTO_MOST, STALE, Message
+
+BINARY = 53
+
+
+def connected(network: Network | None = None, both: bool = False) -> Pair:
+    pair = Pair(network)
+    pair.a.connect(0.0)
+    if both:
+        pair.b.connect(0.0)
+    pair.run(1.0)
+    assert pair.events == {"a": [Established()], "b": [Established()]}
+    pair.forget()
+    return pair
+
+
+def say(end: Association, payload: bytes, stream: int = 1, ordered: bool = False, retransmits: int | None = 0) -> bool:
+    return end.send(stream, BINARY, payload, ordered=ordered, max_retransmits=retransmits)
+
+
+def chunks(packet: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Type, flags and body of each."""
+    at = 12
+    while at + 4 <= len(packet):
+        type, flags, size = wire.CHUNK.unpack_from(packet, at)
+        yield type, flags, packet[at + 4 : at + size]
+        at += size + -size % 4
+
+
+def types(packets: list[bytes]) -> list[int]:
+    return [type for packet in packets for type, _, _ in chunks(packet)]
+
+
+def talk(pair: Pair) -> None:
+    """Both are heard by the other."""
+    for name, other in (("a", "b"), ("b", "a")):
+        pair.events[other].clear()
+        assert say(pair.ends[name], b"from " + name.encode(), ordered=True, retransmits=None)
+        pair.run(0.5)
+        assert pair.heard(other) == [b"from " + name.encode()]
+
+
+class Enemy:
+    """Knows the tags of an established association `b`, and writes to it what it likes."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair, self.victim = pair, pair.b
+        self.tsn = pair.b._receiver.cumulative
+
+    def write(self, *parts: bytes) -> None:
+        self.victim.receive(wire.Header(self.victim._tag).packet(b"".join(parts)), self.pair.now)
+
+    def data(self, tsn: int, flags: int, payload: bytes = b"x", stream: int = 1, number: int = 0) -> bytes:
+        """`tsn`: counted from the last that came."""
+        head = wire.TSN(self.tsn + tsn & 0xFFFFFFFF) + wire.DATA_TAIL(stream, number, BINARY)
+        return wire.chunk(wire.DATA, head + payload, flags)
+
+    def sack(self) -> tuple[int, int, list[tuple[int, int]]]:
+        """What the victim acknowledges: the TSN, counted likewise, its window, and its gap blocks."""
+        sent = [one for packet in self.victim.transmit(self.pair.now) for one in chunks(packet)]
+        ((_, _, body),) = [one for one in sent if one[0] == wire.SACK]
+        cumulative, window, gaps, _ = wire.SACK_HEAD.unpack_from(body)
+        return wire.unwrap(cumulative, self.tsn) - self.tsn, window, [
+            unpack_from("!HH", body, 12 + 4 * number) for number in range(gaps)
+        ]  # fmt: skip
+
+
+WHOLE = wire.FIRST | wire.LAST
+
+
+# The handshake
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_two_connect_in_two_round_trips_whether_one_or_both_begin(both: bool) -> None:
+    pair = Pair()
+    pair.a.connect(0.0)
+    if both:
+        pair.b.connect(0.0)
+    pair.run(4 * DELAY + 0.001)
+    assert pair.events == {"a": [Established()], "b": [Established()]}
+    talk(pair)
+
+
+def test_every_lost_packet_of_the_handshake_is_made_good() -> None:
+    for number in range(1, 6):
+        network = Network()
+        network.passes = lambda to, packet, lost=number, network=network: network.sent != lost  # type: ignore[misc]
+        connected(network)
+
+
+def test_who_is_not_answered_repeats_itself_ever_slower_and_gives_up() -> None:
+    pair = Pair(Network(loss=1.0))
+    pair.a.connect(0.0)
+    pair.run(60.0)
+    assert pair.events["a"] == [Closed("the peer does not answer")]
+    assert types(pair.packets["a"]) == [wire.INIT] * (MAX_RETRANSMITS + 1)
+    assert pair.a.next_deadline is None
+
+
+def test_an_init_costs_no_memory_and_its_cookie_is_believed_once_it_returns() -> None:
+    b = Association(random=Random(1).randbytes)
+    init = wire.Header(0).packet(wire.chunk(wire.INIT, wire.INIT_BODY.pack(77, 1000, 1, 1, 500)))
+    for _ in range(100):
+        b.receive(init, 0.0)
+    (answer,) = b.transmit(0.0)  # of many questions the last is answered
+    assert wire.tag_of(answer) == 77 and b.take_events() == [] and b.transmit(0.0) == []
+    ((_, _, body),) = chunks(answer)
+    tag = wire.INIT_BODY.unpack_from(body)[0]
+    cookie = wire.parameters(body, wire.INIT_BODY.size)[wire.STATE_COOKIE]
+    good = wire.Header(tag).packet(wire.chunk(wire.COOKIE_ECHO, cookie))
+    forged = [
+        wire.Header(tag).packet(wire.chunk(wire.COOKIE_ECHO, cookie[:at] + bytes((cookie[at] ^ 1,)) + cookie[at + 1 :]))
+        for at in range(len(cookie))
+    ]
+    cut = wire.Header(tag).packet(wire.chunk(wire.COOKIE_ECHO, cookie[: COOKIE.size]))
+    for bad in (*forged, cut, wire.Header(tag ^ 1).packet(wire.chunk(wire.COOKIE_ECHO, cookie))):
+        b.receive(bad, 1.0)
+    b.receive(good, COOKIE_LIFE + 0.1)  # stale
+    b.receive(good, -1.0)
+    assert b.take_events() == [] and b.transmit(1.0) == [] and b.ignored == len(forged) + 4
+    b.receive(good, COOKIE_LIFE - 0.1)
+    assert b.take_events() == [Established()]
+    assert types(b.transmit(1.0)) == [wire.COOKIE_ACK]
+    b.receive(good, 2.0)  # again: the answer was lost
+    assert b.take_events() == [] and types(b.transmit(2.0)) == [wire.COOKIE_ACK]
+
+
+def test_data_of_a_peer_shows_that_it_has_the_cookie_even_if_it_does_not_say_so() -> None:
+    network = Network()
+    network.passes = lambda to, packet: wire.COOKIE_ACK not in [type for type, _, _ in chunks(packet)]
+    pair = Pair(network)
+    pair.a.connect(0.0)
+    pair.run(3 * DELAY + 0.001)
+    assert pair.events == {"a": [], "b": [Established()]}
+    say(pair.b, b"first")
+    pair.run(DELAY)
+    assert pair.events["a"] == [Established(), Received(1, BINARY, b"first")]
+
+
+def test_a_packet_with_a_wrong_tag_port_or_checksum_is_not_read() -> None:
+    pair = connected()
+    enemy = Enemy(pair)
+    good = wire.Header(pair.b._tag).packet(enemy.data(1, WHOLE))
+    start = pack("!HHL", 5000, 5001, pair.b._tag)
+    checksum = google_crc32c.value(start + bytes(4) + good[12:]).to_bytes(4, "little")
+    bad = [
+        wire.Header(pair.b._tag ^ 1).packet(good[12:]),
+        wire.Header(0).packet(good[12:]),
+        start + checksum + good[12:],  # for another port
+        good[:-4] + bytes(4),
+        good[:8] + good[11:7:-1] + good[12:],  # big endian
+        good[:15],
+        b"",
+    ]
+    for packet in bad:
+        pair.b.receive(packet, pair.now)
+    assert pair.b.take_events() == [] and pair.b.ignored == len(bad)
+    pair.b.receive(good, pair.now)
+    assert pair.b.take_events() == [Received(1, BINARY, b"x")]
+
+
+def test_an_init_with_a_tag_or_beside_other_chunks_is_not_read() -> None:
+    pair = connected()
+    init = wire.chunk(wire.INIT, wire.INIT_BODY.pack(77, 1000, 1, 1, 500))
+    for packet in (
+        wire.Header(0).packet(init + wire.chunk(wire.HEARTBEAT)),
+        wire.Header(0).packet(wire.chunk(wire.INIT, wire.INIT_BODY.pack(0, 1000, 1, 1, 500))),
+        wire.Header(0).packet(wire.chunk(wire.INIT, b"short")),
+    ):
+        pair.b.receive(packet, pair.now)
+    assert pair.b.transmit(pair.now) == [] and pair.b.ignored == 3
+
+
+# A peer that begins anew (§5.2)
+
+
+def restart(pair: Pair) -> None:
+    """A peer takes the place of `a` who knows nothing of it."""
+    pair.a = pair.ends["a"] = Association(random=pair.network.random.randbytes)
+    pair.a.connect(pair.now)
+
+
+def test_a_peer_that_begins_anew_is_answered_and_what_was_before_is_dropped() -> None:
+    pair = connected()
+    say(pair.a, b"x" * 2000, retransmits=None)
+    pair.b.receive(pair.a.transmit(pair.now)[0], pair.now)  # the first of two fragments
+    say(pair.b, b"for the one before", ordered=True, retransmits=None)
+    restart(pair)
+    tag = pair.b._tag
+    pair.run(0.5)
+    assert pair.events["a"] == [Established()]
+    assert pair.events["b"] == [Restarted()] and pair.b._tag != tag
+    talk(pair)
+    old = pair.packets["a"][1]  # the cookie of the second beginning: it proves nothing any more
+    restart(pair)
+    pair.run(0.5)
+    ignored = pair.b.ignored
+    pair.b.receive(old, pair.now)
+    assert pair.b.ignored == ignored + 1
+    talk(pair)
+
+
+def test_a_new_beginning_changes_nothing_until_its_cookie_returns() -> None:
+    pair = connected()
+    init = wire.Header(0).packet(wire.chunk(wire.INIT, wire.INIT_BODY.pack(77, 1000, 1, 1, 500)))
+    for _ in range(50):
+        pair.b.receive(init, pair.now)
+    (answer,) = pair.b.transmit(pair.now)
+    talk(pair)
+    ((_, _, body),) = chunks(answer)
+    cookie = wire.chunk(wire.COOKIE_ECHO, wire.parameters(body, wire.INIT_BODY.size)[wire.STATE_COOKIE])
+    restart(pair)
+    pair.run(0.5)
+    pair.b.receive(wire.Header(wire.INIT_BODY.unpack_from(body)[0]).packet(cookie), pair.now)
+    assert pair.events["b"][-1] == Restarted() and pair.b._peer_tag == pair.a._tag
+    talk(pair)
+
+
+# Messages
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("retransmits", [None, 0, 3])
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_messages_of_every_size_arrive_as_they_were(name: str, ordered: bool, retransmits: int | None) -> None:
+    pair = connected(both=True)
+    step = wire.MAX_FRAGMENT
+    sent = [Random(size).randbytes(size) for size in (1, 2, 3, 4, step - 1, step, step + 1, 2 * step, 5000, 65536)]
+    for payload in sent:
+        assert say(pair.ends[name], payload, ordered=ordered, retransmits=retransmits)
+    pair.run(2.0)
+    assert pair.heard("b" if name == "a" else "a") == sent
+    assert all(len(packet) <= wire.MAX_PACKET for packet in pair.packets[name])
+    assert pair.a._receiver._held == pair.b._receiver._held == pair.a.buffered == pair.b.buffered == 0
+
+
+def test_a_message_that_is_empty_too_long_or_for_nobody_is_refused() -> None:
+    pair = connected()
+    assert not say(pair.a, b"") and not say(pair.a, bytes(65537)) and say(pair.a, bytes(65536))
+    pair.a.abort("enough")
+    assert not say(pair.a, b"late") and not say(Association(random=Random(1).randbytes), b"early")
+
+
+def test_streams_keep_their_own_order_and_do_not_wait_for_each_other() -> None:
+    network = Network()
+    pair = connected(network)
+    lost: list[bytes] = []
+
+    def passes(to: str, packet: bytes) -> bool:
+        if to == "b" and b"1:0" in packet and not lost:
+            lost.append(packet)
+            return False
+        return True
+
+    network.passes = passes
+    for number in range(4):
+        for stream in (1, 2):
+            say(pair.a, f"{stream}:{number}".encode(), stream, ordered=True, retransmits=None)
+            pair.run(0.001)
+    say(pair.a, b"unordered", 1, retransmits=None)
+    pair.run(2.0)
+    heard = [message.decode() for message in pair.heard("b")]
+    assert lost and heard[:4] == [f"2:{number}" for number in range(4)]
+    assert heard[4:] == ["unordered", *(f"1:{number}" for number in range(4))]
+
+
+def test_numbers_of_messages_and_tsns_may_pass_their_end() -> None:
+    pair = Pair(Network(3, loss=0.1, jitter=0.03))
+    pair.a._begin(5, 0xFFFFFFF0, 0, 0, 0)
+    pair.a.connect(0.0)
+    pair.run(3.0)
+    pair.a._sender._numbers[1] = pair.b._receiver._expected[1] = 0xFFF0
+    sent = [f"{number}".encode() for number in range(60)]
+    for payload in sent:
+        say(pair.a, payload, ordered=True, retransmits=None)
+        pair.run(0.02)
+    pair.run(5.0)
+    assert pair.heard("b") == sent
+
+
+@pytest.mark.parametrize("order", range(6))
+def test_fragments_in_any_order_make_the_message(order: int) -> None:
+    pair = connected()
+    enemy, random = Enemy(pair), Random(order)
+    parts = []
+    for message in range(8):
+        size = random.randrange(1, 6)
+        for part in range(size):
+            flags = wire.UNORDERED | (wire.FIRST if part == 0 else 0) | (wire.LAST if part == size - 1 else 0)
+            parts.append((flags, f"{message}{part}".encode(), f"{message}"))
+    whole = {name: b"".join(text for _, text, other in parts if other == name) for _, _, name in parts}
+    chunks = [enemy.data(1 + number, flags, text) for number, (flags, text, _) in enumerate(parts)]
+    random.shuffle(chunks)
+    for one in chunks:
+        enemy.write(one)
+        enemy.write(one)
+    heard = [event.payload for event in pair.b.take_events() if isinstance(event, Received)]
+    assert sorted(heard) == sorted(whole.values())
+    assert enemy.sack() == (len(parts), WINDOW, []) and not pair.b._receiver._fragments
+
+
+def test_fragments_of_two_messages_are_not_put_together() -> None:
+    pair = connected()
+    enemy = Enemy(pair)
+    for flags in (wire.FIRST, wire.FIRST, wire.LAST, wire.LAST, wire.LAST, 0, wire.FIRST):
+        enemy.tsn += 1
+        enemy.write(enemy.data(0, wire.UNORDERED | flags, b"%d" % flags))
+    assert pair.b.take_events() == [Received(1, BINARY, b"21")]
+
+
+# Acknowledgements
+
+
+def test_a_sack_tells_of_gaps_and_of_the_window() -> None:
+    pair = connected()
+    enemy = Enemy(pair)
+    for tsn in (1, 2, 4, 5, 7, 10, 9, 5):
+        enemy.write(enemy.data(tsn, WHOLE | wire.UNORDERED))
+    assert enemy.sack() == (2, WINDOW, [(2, 3), (5, 5), (7, 8)])
+    enemy.write(enemy.data(3, WHOLE, b"later", number=1))
+    assert enemy.sack() == (5, WINDOW - 5 - HOLDING, [(2, 2), (4, 5)])
+    enemy.write(enemy.data(8, WHOLE | wire.UNORDERED), enemy.data(6, WHOLE, number=0))
+    assert enemy.sack() == (10, WINDOW, [])
+    assert len(pair.b.take_events()) == 10
+
+
+def test_one_packet_is_acknowledged_a_little_later_two_at_once_and_with_data_for_nothing() -> None:
+    pair = connected()
+    say(pair.a, b"1")
+    pair.run(DELAY + sctp_receive.SACK_DELAY - 0.002)
+    assert types(pair.packets["b"]) == []
+    pair.run(0.004)
+    assert types(pair.packets["b"]) == [wire.SACK]
+    pair.forget()
+    for _ in range(2):
+        say(pair.a, b"x" * 1000)
+    pair.run(DELAY + 0.001)
+    assert types(pair.packets["b"]) == [wire.SACK]
+    pair.run(1.0)
+    pair.forget()
+    say(pair.a, b"2")
+    pair.run(DELAY + 0.001)
+    say(pair.b, b"answer")
+    pair.step("b")
+    assert types(pair.packets["b"]) == [wire.SACK, wire.DATA]
+    enemy = Enemy(pair)
+    pair.run(1.0)
+    enemy.tsn = pair.b._receiver.cumulative
+    enemy.write(enemy.data(1, WHOLE | wire.UNORDERED | wire.AT_ONCE))
+    assert enemy.sack()[0] == 1
+
+
+def test_three_later_ones_show_a_loss_and_what_must_arrive_is_sent_again_before_any_timer() -> None:
+    network = Network()
+    pair = connected(network)
+    lost = network.sent + 1
+    network.passes = lambda to, packet: network.sent != lost
+    sent = [b"%d" % number * 1100 for number in range(5)]
+    for payload in sent:
+        say(pair.a, payload, retransmits=None)
+    pair.run(4 * DELAY + 0.01)
+    assert sorted(pair.heard("b")) == sent and pair.a._sender._tries == 0
+    assert types(pair.packets["a"]) == [wire.DATA] * 6
+
+
+def test_the_same_sack_again_is_no_sign_of_loss() -> None:
+    network = Network(doubled=1.0)
+    pair = connected(network)
+    network.jitter = 0.001  # neighbours change places, and every SACK comes twice
+    for _ in range(300):
+        say(pair.a, b"x" * 1000, retransmits=None)
+        pair.run(0.002)
+    pair.run(1.0)
+    assert len(pair.heard("b")) == 300
+    assert types(pair.packets["a"]).count(wire.DATA) <= 310
+
+
+def test_a_message_that_may_be_lost_is_lost_and_the_peer_goes_on_without_it() -> None:
+    for ordered in (False, True):
+        network = Network()
+        pair = connected(network)
+        lost = network.sent + 1
+        network.passes = lambda to, packet, lost=lost, network=network: network.sent != lost  # type: ignore[misc]
+        for number in range(6):
+            say(pair.a, b"%d" % number * 1100, ordered=ordered)
+        pair.run(0.3)
+        assert pair.heard("b") == [b"%d" % number * 1100 for number in range(1, 6)]
+        assert wire.FORWARD_TSN in types(pair.packets["a"])
+        assert pair.b._receiver.cumulative == pair.a._sender.next_tsn - 1 and not pair.a._sender._outstanding
+        talk(pair)
+
+
+def test_a_last_message_that_is_lost_is_given_up_when_the_timer_says_so() -> None:
+    network = Network()
+    pair = connected(network)
+    network.passes = lambda to, packet: wire.DATA not in [type for type, _, _ in chunks(packet)]
+    say(pair.a, b"never", ordered=True)
+    pair.run(3.0)
+    assert not pair.a._sender._outstanding and pair.a.next_deadline is None
+    assert types(pair.packets["a"]) == [wire.DATA, wire.FORWARD_TSN]
+    network.passes = lambda to, packet: True
+    talk(pair)
+
+
+def test_a_message_is_sent_again_as_often_as_it_may_be() -> None:
+    network = Network()
+    pair = connected(network)
+    network.passes = lambda to, packet: wire.DATA not in [type for type, _, _ in chunks(packet)]
+    say(pair.a, b"three times", retransmits=2)
+    pair.run(10.0)
+    assert types(pair.packets["a"]).count(wire.DATA) == 3 and not pair.a._sender._outstanding
+
+
+def test_a_long_message_of_which_a_part_is_lost_is_given_up_whole() -> None:
+    network = Network()
+    pair = connected(network)
+    lost = network.sent + 3
+    network.passes = lambda to, packet: network.sent != lost
+    say(pair.a, b"x" * 65536)
+    say(pair.a, b"next")
+    pair.run(1.0)
+    assert pair.heard("b") == [b"next"]
+    assert types(pair.packets["a"]).count(wire.DATA) < 40  # of 59: the rest was not sent
+    assert not pair.b._receiver._fragments and pair.b._receiver._held == 0 == pair.a.buffered
+    talk(pair)
+
+
+def test_a_peer_that_is_not_heard_of_is_asked_ever_more_seldom_and_then_gone() -> None:
+    pair = connected()
+    pair.network.loss = 1.0
+    say(pair.a, b"x" * 5000, retransmits=None)
+    sent: list[float] = []
+    rto = pair.a._sender.rto
+    for _ in range(3000):
+        before = len(pair.packets["a"])
+        pair.run(0.01)
+        if len(pair.packets["a"]) > before:
+            sent.append(pair.now)
+    waits = [later - earlier for earlier, later in zip(sent, sent[1:], strict=False)]
+    expected = [min(rto * 2**number, RTO_MOST) for number in range(MAX_RETRANSMITS)]
+    assert waits == pytest.approx(expected, abs=0.02)
+    assert pair.events["a"] == [Closed("the peer does not acknowledge")]
+
+
+def test_the_round_trip_is_measured_and_not_by_what_was_sent_twice() -> None:
+    network = Network(loss=0.2)
+    pair = connected(Network())
+    pair.network.loss = 0.2
+    for _ in range(300):
+        say(pair.a, b"x" * 500, retransmits=None)
+        pair.run(0.02)
+    assert 2 * DELAY <= pair.a.rtt <= 2 * DELAY + sctp_receive.SACK_DELAY
+    assert network.sent == 0
+
+
+# What the network can carry
+
+
+def carried(loss: float, seconds: float = 20.0) -> tuple[int, int]:
+    """Bytes of an endless stream that arrived, and the most that was under way in the second half."""
+    pair = connected(Network(7))
+    pair.network.loss = loss
+    most = 0
+    for step in range(int(seconds / 0.01)):
+        while pair.a.buffered < 300_000:
+            say(pair.a, bytes(20_000), retransmits=None)
+        pair.run(0.01)
+        if step > seconds / 0.02:
+            most = max(most, pair.a._sender._flight)
+    return sum(map(len, pair.heard("b"))), most
+
+
+def test_who_loses_a_fifth_slows_down() -> None:
+    free, most_free = carried(0.0)
+    bad, most_bad = carried(0.2)
+    assert free > 50_000_000 and most_free > sctp_send.MOST_WINDOW - 2 * wire.MAX_PACKET
+    assert bad < free / 20 and most_bad <= 2 * LEAST_WINDOW
+    assert bad > 300_000  # and does not stand still
+
+
+def test_a_full_window_of_the_peer_is_respected_and_probed_until_it_opens() -> None:
+    pair = connected()
+    sender = pair.a._sender
+    pair.run(0.1)
+    header = wire.Header(pair.a._tag)
+    pair.a.receive(header.packet(wire.sack(sender._acked, 0, [])), pair.now)
+    for _ in range(20):
+        say(pair.a, b"x" * 1000, retransmits=None)
+    probe = pair.a.transmit(pair.now)
+    assert types(probe) == [wire.DATA]
+    assert pair.a.transmit(pair.now) == []
+    pair.a.receive(header.packet(wire.sack(sender._acked + 1, 0, [])), pair.now + 0.1)
+    assert types(pair.a.transmit(pair.now + 0.1)) == [wire.DATA]
+    pair.a.receive(header.packet(wire.sack(sender._acked + 1, 10_000, [])), pair.now + 0.2)
+    assert 9 <= types(pair.a.transmit(pair.now + 0.2)).count(wire.DATA) <= 11
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.05, 0.2])
+@pytest.mark.parametrize(("doubled", "jitter"), [(0.0, 0.0), (0.1, 0.05)])
+def test_of_a_games_messages_as_many_arrive_as_the_network_lets_through(
+    loss: float, doubled: float, jitter: float
+) -> None:
+    count, on_time, late = 1200, 0, 0
+    pair = connected(Network(2026))
+    pair.network.loss, pair.network.doubled, pair.network.jitter = loss, doubled, jitter
+    said: dict[bytes, float] = {}
+    held = 0
+    for number in range(count):
+        for end, name in ((pair.a, b"a"), (pair.b, b"b")):
+            payload = b"%b%d" % (name, number)
+            said[payload] = pair.now
+            assert say(end, payload)
+        pair.run(1 / 60)
+        held = max(held, *(len(end._sender._outstanding) for end in (pair.a, pair.b)))
+    pair.network.loss = 0.0
+    pair.run(3.0)
+    heard = pair.heard("a") + pair.heard("b")
+    assert len(set(heard)) == len(heard)  # none twice
+    for name in pair.ends:
+        for event, when in zip(pair.events[name], pair.times[name], strict=True):
+            assert isinstance(event, Received)
+            if when <= said[event.payload] + DELAY + jitter + 0.001:
+                on_time += 1
+            else:
+                late += 1
+    deviation = 4 * sqrt(loss * (1 - loss) / (2 * count))
+    assert abs((on_time + late) / (2 * count) - (1 - loss)) <= deviation
+    assert late <= 0.02 * count  # none had to wait long for a window
+    assert held < 60
+    for end in (pair.a, pair.b):
+        assert end.buffered == end._receiver._held == 0 and not end._sender._outstanding and end.shed == 0
+    talk(pair)
+
+
+def test_what_must_arrive_arrives_in_order_over_the_worst_network() -> None:
+    for seed in range(6):
+        pair = connected(Network(seed))
+        pair.network.loss, pair.network.doubled, pair.network.jitter = 0.2, 0.2, 0.1
+        random = Random(seed)
+        sent = [random.randbytes(random.choice((10, 100, 3000))) for _ in range(100)]
+        for payload in sent:
+            assert say(pair.a, payload, ordered=True, retransmits=None)
+            say(pair.a, b"may be lost", stream=2)
+            pair.run(0.02)
+        pair.run(20.0)
+        heard = pair.heard("b")
+        assert [payload for payload in heard if payload != b"may be lost"] == sent
+        assert heard.count(b"may be lost") > 40
+
+
+# What waits
+
+
+def test_of_what_may_be_lost_the_oldest_makes_room_and_is_counted() -> None:
+    pair = connected()
+    pair.network.loss = 1.0
+    sent = [b"%05d" % number * 100 for number in range(1000)]
+    for payload in sent:
+        assert say(pair.a, payload)
+        assert pair.a.buffered < STALE + 1000 + sctp_send.FIRST_WINDOW + wire.MAX_PACKET
+        pair.run(0.0)
+    assert 700 < pair.a.shed < 750
+    pair.network.loss = 0.0
+    pair.run(3.0)
+    assert pair.heard("b") == sent[-len(pair.heard("b")) :] and len(pair.heard("b")) > 100
+
+
+def test_a_long_message_is_not_kept_back_by_short_ones_nor_refused() -> None:
+    pair = connected()
+    for number in range(300):
+        say(pair.a, b"%d" % number * 100)
+        if number % 50 == 0:
+            assert say(pair.a, bytes(65536))
+        pair.run(0.02)
+    pair.run(3.0)
+    assert [len(payload) for payload in pair.heard("b")].count(65536) == 6 and pair.a.shed == 0
+
+
+def test_an_ordered_message_that_was_shed_is_not_waited_for() -> None:
+    pair = connected()
+    pair.network.loss = 1.0
+    for number in range(200):
+        say(pair.a, b"%05d" % number * 300, ordered=True)
+        pair.run(0.0)
+    assert pair.a.shed > 80
+    pair.network.loss = 0.0
+    pair.run(5.0)
+    heard = pair.heard("b")
+    assert heard == sorted(heard) and len(heard) > 50
+    talk(pair)
+
+
+def test_both_kinds_have_their_turn() -> None:
+    pair = connected()
+    for number in range(200):
+        assert say(pair.a, b"must %d" % number + bytes(1000), ordered=True, retransmits=None)
+    for number in range(50):
+        say(pair.a, b"may %d" % number + bytes(1000))
+    pair.run(0.4)
+    first = [payload[:3] for payload in pair.heard("b")[:80]]
+    assert 35 <= first.count(b"may") <= 45
+
+
+def test_what_must_arrive_is_refused_above_a_mebibyte_and_does_not_crowd_out_the_rest() -> None:
+    pair = connected()
+    pair.network.loss = 1.0
+    taken = sum(say(pair.a, bytes(10_000), retransmits=None) for _ in range(300))
+    assert 90 <= taken <= 105
+    assert say(pair.a, b"may be lost") and pair.a.shed == 0
+
+
+# Streams (RFC 6525), heartbeats, the end
+
+
+def test_a_stream_that_is_reset_begins_anew_on_both_sides() -> None:
+    for seed in range(10):
+        pair = connected(Network(seed))
+        pair.network.loss, pair.network.jitter = (0.2, 0.1) if seed else (0.0, 0.0)
+        for number in range(5):
+            say(pair.a, b"before %d" % number, 3, ordered=True, retransmits=None)
+        pair.run(0.0)
+        pair.a.reset_stream(3, pair.now)
+        pair.run(8.0)
+        assert pair.events["b"] == [
+            *(Received(3, BINARY, b"before %d" % number) for number in range(5)),
+            StreamReset((3,)),
+        ]
+        say(pair.a, b"after", 3, ordered=True, retransmits=None)
+        say(pair.a, b"other", 1, ordered=True, retransmits=None)
+        pair.run(5.0)
+        assert sorted(pair.heard("b")[5:]) == [b"after", b"other"]
+        assert pair.a._reset is None and pair.a.next_deadline is None
+
+
+def test_who_does_not_answer_a_reset_is_gone_in_the_end() -> None:
+    pair = connected()
+    pair.network.loss = 1.0
+    pair.a.reset_stream(1, pair.now)
+    pair.a.reset_stream(2, pair.now)
+    pair.run(60.0)
+    assert types(pair.packets["a"]) == [wire.RE_CONFIG] * (MAX_RETRANSMITS + 1)
+    assert pair.events["a"] == [Closed("the peer does not answer")]
+
+
+def test_a_reset_lets_go_of_what_waited() -> None:
+    pair = connected()
+    enemy = Enemy(pair)
+    enemy.write(enemy.data(1, WHOLE, bytes(500), stream=3, number=5))
+    assert pair.b._receiver._held == 500 + HOLDING
+    numbers = pack("!LLLH", 9, 0, enemy.tsn + 1 & 0xFFFFFFFF, 3)
+    enemy.write(wire.chunk(wire.RE_CONFIG, wire.parameter(wire.OUTGOING_RESET, numbers)))
+    assert pair.b._receiver._held == 0 and pair.b.take_events() == [StreamReset((3,))]
+
+
+def test_that_we_reset_is_not_for_the_peer_to_ask() -> None:
+    pair = connected()
+    enemy = Enemy(pair)
+    for number in range(100):
+        body = pack("!L500H", number, *range(500))
+        enemy.write(wire.chunk(wire.RE_CONFIG, wire.parameter(wire.INCOMING_RESET, body)))
+    answers = [
+        body for packet in pair.b.transmit(pair.now) for type, _, body in chunks(packet) if type == wire.RE_CONFIG
+    ]
+    assert len(answers) == 100 and {unpack_from("!L", body, 8)[0] for body in answers} == {2}  # denied
+    assert not pair.b._resets and pair.b._reset is None
+
+
+def test_a_probe_is_answered_and_only_its_own_nonce_counts() -> None:
+    pair = connected()
+    packet = pair.a.probe(pair.now)
+    assert packet is not None
+    header = wire.Header(pair.a._tag)
+    for nonce in (bytes(16), b""):
+        pair.a.receive(header.packet(wire.chunk(wire.HEARTBEAT_ACK, wire.parameter(1, nonce))), pair.now)
+    assert pair.a.take_events() == []
+    pair.b.receive(packet, pair.now)
+    (answer,) = pair.b.transmit(pair.now)
+    for _ in range(2):
+        pair.a.receive(answer, pair.now)
+    assert pair.a.take_events() == [Probed()]
+
+
+def test_a_polite_end_is_answered_and_repeated_until_it_is() -> None:
+    pair = connected(Network(5))
+    say(pair.a, b"x" * 3000, retransmits=None)
+    lost = pair.network.sent + 1
+    pair.network.passes = lambda to, packet: pair.network.sent > lost
+    pair.a.shutdown(pair.now)
+    pair.run(3.0)
+    assert types(pair.packets["a"]) == [wire.SHUTDOWN, wire.SHUTDOWN, wire.SHUTDOWN_COMPLETE]
+    assert pair.events == {"a": [Closed("shut down")], "b": [Closed("shut down by the peer")]}
+    assert pair.a.next_deadline is pair.b.next_deadline is None
+
+
+def test_an_abort_ends_both_at_once_and_says_why() -> None:
+    pair = connected()
+    pair.a.abort("no more")
+    pair.a.abort("no more")
+    pair.run(0.1)
+    assert pair.events == {"a": [Closed("no more")], "b": [Closed("aborted by the peer")]}
+    ((_, _, body),) = chunks(pair.packets["a"][0])
+    assert body == pack("!HH", 12, 11) + b"no more"
+    pair.b.receive(pair.packets["a"][0], pair.now)
+    pair.run(60.0)
+    assert len(pair.events["b"]) == 1
+
+
+@pytest.mark.parametrize(("flags", "mine", "ends"), [(0, True, True), (0, False, False), (1, False, True)])
+def test_an_abort_without_our_tag_must_have_the_peers(flags: int, mine: bool, ends: bool) -> None:
+    pair = connected()
+    tag = pair.b._tag if mine else pair.b._peer_tag
+    pair.b.receive(wire.Header(tag).packet(wire.chunk(wire.ABORT, flags=flags)), pair.now)
+    assert (pair.b.take_events() == [Closed("aborted by the peer")]) == ends
+
+
+def test_unknown_chunks_are_passed_over_or_end_the_packet_as_their_type_says() -> None:
+    pair = connected()
+    enemy = Enemy(pair)
+    enemy.write(wire.chunk(0xC1, b"pass over"), enemy.data(1, WHOLE | wire.UNORDERED, b"1"))
+    enemy.write(wire.chunk(0x3F, b"stop"), enemy.data(2, WHOLE | wire.UNORDERED, b"2"))
+    enemy.write(wire.chunk(wire.ERROR, b"whatever"), enemy.data(2, WHOLE | wire.UNORDERED, b"3"))
+    assert [event.payload for event in pair.b.take_events() if isinstance(event, Received)] == [b"1", b"3"]
+
+
+# Enemies: what they can make us hold is bounded, and costs only themselves
+
+
+def test_first_fragments_without_an_end_fill_the_window_and_no_more() -> None:
+    pair = connected()
+    enemy = Enemy(pair)
+    for tsn in range(1, 20_001, 50):
+        enemy.write(*(enemy.data(tsn + number, wire.FIRST | wire.UNORDERED, b"x") for number in range(50)))
+    receiver = pair.b._receiver
+    assert len(receiver._fragments) * HOLDING <= WINDOW + 3 * 65536
+    acknowledged, window, _ = enemy.sack()
+    assert window == 0 and acknowledged == len(receiver._fragments)
+    enemy.write(wire.chunk(wire.FORWARD_TSN, wire.TSN(enemy.tsn + acknowledged & 0xFFFFFFFF)))  # moves nothing
+    enemy.write(wire.chunk(wire.FORWARD_TSN, wire.TSN(enemy.tsn + acknowledged + 1 & 0xFFFFFFFF)))
+    assert not receiver._fragments and receiver._held == 0 and enemy.sack()[1] == WINDOW
+
+
+def test_a_message_longer_than_allowed_is_dropped_and_the_next_is_heard() -> None:
+    pair = connected()
+    enemy = Enemy(pair)
+    count = 70
+    for number in range(count):
+        flags = (wire.FIRST if number == 0 else 0) | (wire.LAST if number == count - 1 else 0)
+        enemy.write(enemy.data(1 + number, flags | wire.UNORDERED, bytes(1000)))
+    enemy.write(enemy.data(count + 1, WHOLE | wire.UNORDERED, b"next"))
+    assert pair.b.take_events() == [Received(1, BINARY, b"next")] and pair.b._receiver._held == 0
+
+
+def test_far_tsns_and_many_gaps_are_not_remembered() -> None:
+    pair = connected()
+    enemy = Enemy(pair)
+    for tsn in range(3, 4000, 2):
+        enemy.write(enemy.data(tsn, WHOLE | wire.UNORDERED))
+    for tsn in (5000, 1 << 20, 1 << 30, (1 << 31) - 2, -1, -(1 << 30)):
+        enemy.write(enemy.data(tsn, WHOLE | wire.UNORDERED))
+    cumulative, _, gaps = enemy.sack()
+    assert cumulative == 0 and gaps == [(3 + 2 * number, 3 + 2 * number) for number in range(GAPS)]
+    assert len(pair.b.take_events()) == GAPS
+    for tsn in range(1, 200):
+        enemy.write(enemy.data(tsn, WHOLE | wire.UNORDERED))
+    assert enemy.sack() == (199, WINDOW, []) and len(pair.b.take_events()) == 199 - GAPS
+
+
+def test_thousands_of_streams_leave_no_trace() -> None:
+    pair = connected()
+    enemy = Enemy(pair)
+    for stream in range(STREAMS, 65536, 37):
+        enemy.write(enemy.data(1, WHOLE, stream=stream, number=3))
+        enemy.write(wire.chunk(wire.FORWARD_TSN, wire.TSN(enemy.tsn + 2 & 0xFFFFFFFF) + pack("!HH", stream, 9)))
+        enemy.tsn += 2
+    receiver = pair.b._receiver
+    assert not receiver._ordered and not receiver._expected and receiver._held == 0
+    for number in range(10_000):
+        enemy.tsn += 1
+        enemy.write(enemy.data(0, WHOLE, bytes(200), stream=number % STREAMS, number=1 + number // STREAMS))
+    assert receiver._held <= WINDOW + 2 * 65536
+    assert pair.b.take_events() == []
+
+
+def test_the_same_number_twice_is_one_message_and_a_past_one_none() -> None:
+    pair = connected()
+    enemy = Enemy(pair)
+    for tsn, number, payload in ((1, 2, b"2"), (2, 2, b"2 again"), (3, 0, b"0"), (4, 0, b"0 again"), (5, 1, b"1")):
+        enemy.write(enemy.data(tsn, WHOLE, payload, number=number))
+    assert [event.payload for event in pair.b.take_events() if isinstance(event, Received)] == [b"0", b"1", b"2"]
+    assert pair.b._receiver._held == 0
+
+
+def test_who_never_moves_its_acknowledgement_on_is_sent_no_more() -> None:
+    pair = connected()
+    sender, header = pair.a._sender, wire.Header(pair.a._tag)
+    stuck = sender._acked
+    for _ in range(3000):
+        pair.now += 0.01
+        say(pair.a, b"x" * 900)
+        pair.a.transmit(pair.now)
+        last = sender.next_tsn - 1
+        if last > stuck + 1:  # all but the first, so that nothing seems to be under way
+            pair.a.receive(header.packet(wire.sack(stuck, 1 << 30, [[stuck + 2, last]])), pair.now)
+        pair.a.run(pair.now)
+        assert len(sender._outstanding) <= MAX_OUTSTANDING and pair.a.buffered < 150_000
+    assert sender.shed > 200 and pair.a.take_events() == [Closed("the peer does not acknowledge")]
+
+
+def test_a_sack_of_what_was_never_sent_or_of_nonsense_changes_nothing() -> None:
+    pair = connected()
+    say(pair.a, b"x" * 5000, retransmits=None)
+    pair.a.transmit(pair.now)
+    sender, header = pair.a._sender, wire.Header(pair.a._tag)
+    flight, acked = sender._flight, sender._acked
+    for cumulative in (acked + 100, acked - 1, acked + (1 << 31) - 1):
+        pair.a.receive(header.packet(wire.sack(cumulative, 0, [])), pair.now)
+    for gaps in ([[acked + 50, acked + 60]], [[acked + 9, acked + 2]], [[acked, acked]]):
+        pair.a.receive(header.packet(wire.sack(acked, 1 << 20, gaps)), pair.now)
+    pair.a.receive(
+        header.packet(wire.CHUNK.pack(wire.SACK, 0, 16) + pack("!LLHH", acked & 0xFFFFFFFF, 0, 9, 0)), pair.now
+    )
+    assert (sender._flight, sender._acked) == (flight, acked)
+    pair.run(1.0)
+    assert pair.heard("b") == [b"x" * 5000]
+
+
+def test_a_sack_that_ends_in_the_middle_of_a_packet_loses_nothing_that_must_arrive() -> None:
+    pair = connected()
+    for number in range(4):
+        say(pair.a, b"%d" % number)
+    (packet,) = pair.a.transmit(pair.now)
+    sender, header = pair.a._sender, wire.Header(pair.a._tag)
+    first = sender._acked + 1
+    pair.a.receive(header.packet(wire.sack(first, 1 << 20, [[first + 2, first + 2]])), pair.now)
+    assert sender._flight > 0 and len(sender._outstanding) == 1
+    pair.b.receive(packet, pair.now)
+    pair.run(1.0)
+    assert pair.heard("b") == [b"0", b"1", b"2", b"3"] and not sender._outstanding and sender._flight == 0
+
+
+def test_chunks_of_chance_raise_nothing_and_leave_the_neighbour_alone() -> None:
+    """The tag and the checksum are right: all that is inside is not."""
+    random = Random(9260)
+    neighbour, pair = connected(), connected()
+    for packet in (b"x" * 3000, b"short"):
+        say(pair.a, packet, ordered=True, retransmits=None)
+        say(pair.a, packet)
+    pair.a.reset_stream(7, pair.now)
+    pair.run(0.5)
+    seen = [packet[12:] for packet in pair.packets["a"]]
+    ended = 0
+    for number in range(4000):
+        content = bent(random, seen)
+        pair.b.receive(wire.Header(0 if content[0] == wire.INIT else pair.b._tag).packet(content), pair.now)
+        pair.b.transmit(pair.now)
+        if any(isinstance(event, Closed) for event in pair.b.take_events()):
+            ended += 1
+            pair = connected(Network(number))
+        receiver = pair.b._receiver
+        assert receiver._held <= WINDOW + 3 * 65536 and len(receiver._blocks) <= GAPS
+    assert 0 < ended < 1500  # by chance it was an ABORT
+    talk(neighbour)
+
+
+def test_a_thousand_associations_leave_nothing_behind() -> None:
+    def live(count: int) -> None:
+        for seed in range(count):
+            pair = Pair(Network(seed))
+            pair.a.connect(0.0)
+            pair.run(0.1)
+            say(pair.a, b"x" * 3000, retransmits=None)
+            say(pair.b, b"y")
+            pair.run(0.1)
+            pair.a.abort("done") if seed % 2 else pair.b.shutdown(pair.now)
+            pair.run(0.1)
+            assert isinstance(pair.events["a"][-1], Closed) and isinstance(pair.events["b"][-1], Closed)
+
+    live(20)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        live(1000)
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] - before < 20_000  # bytes
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_frame_for_many_is_not_changed_by_any() -> None:
+    message = Message(1, BINARY, b"x" * 3000)
+    pairs = [connected(Network(seed, loss=0.0)) for seed in range(3)]
+    pairs[1].network.loss = 1.0
+    for pair in pairs:
+        pair.a.push((message, message), 2 * message.size)
+        pair.run(3.0)
+    assert [len(pair.heard("b")) for pair in pairs] == [2, 0, 2]
