@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +19,8 @@ from client_peer import Heard, Peer, at_once, both_loops, in_loop, joining
 from serving import V1, Serving, code_of, serving
 from session_server import trust
 from session_server.client import Message, Room, SessionClosed, handlers, seat, session
+from session_server.client.links import DataChannelLink
+from session_server.client.outbox import Outbox
 from session_server.client.state import Newest
 from session_server.rtc import sdp
 from session_server.rtc.stun import Credentials
@@ -48,6 +52,7 @@ class Relay:
 
     def __init__(self, port: int) -> None:
         self.is_cut = False
+        self.loses = 0  # datagrams, the next ones
         self.passed = 0  # datagrams
         self._server = ("127.0.0.1", port)
         self._front = self._socket((RELAYED, port), lambda data, address: self._way(address).sendto(data, self._server))
@@ -60,7 +65,9 @@ class Relay:
 
         def read() -> None:
             data, sender = one.recvfrom(2048)
-            if not self.is_cut:
+            if self.loses:
+                self.loses -= 1
+            elif not self.is_cut:
                 self.passed += 1
                 take(data, sender)
 
@@ -218,6 +225,35 @@ async def test_when_udp_dies_silently_messages_go_on_and_later_udp_is_trusted_ag
             assert events.types == []
 
 
+@on_linux
+@in_loop
+async def test_a_channel_opens_though_its_first_datagrams_are_lost() -> None:
+    with relayed() as (site, relay):
+        relay.loses = 3
+        async with session(f"http://{site.host}/session/track") as room:
+            await until(room, lambda: room.links[1:])
+            assert relay.loses == 0
+
+
+@in_loop
+async def test_a_channel_that_ends_alone_is_replaced_and_meanwhile_all_goes_by_websocket() -> None:
+    with serving({"track": TRACK}) as site, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seat, "SIDE_AGAIN", 0.2)
+        async with session(f"http://{site.host}/session/track") as room:
+            events = Heard(room, "session:drop", "session:error")
+            with moving(room) as ticks:
+                await until(room, lambda: both_trust(site, room))
+                first = room._seat.side
+                site.call(lambda: track(site).clients[0].links[1].close(1000, "for a while"))
+                await until(room, lambda: room._seat.side is not first)
+                assert [link.kind for link in room.links] == ["websocket"]
+                start, before = len(ticks), len(moves(site))
+                await until(room, lambda: len(ticks) > start + 5 and len(moves(site)) > before + 5)
+                await until(room, lambda: both_trust(site, room))
+            assert is_rising(ticks) and is_rising(moves(site))
+            assert events.types == []
+
+
 @in_loop
 async def test_in_doubt_both_links_are_used_and_the_room_takes_one_copy() -> None:
     with serving({"track": TRACK}) as site, judged(doubt_after=0.0):
@@ -364,6 +400,49 @@ async def test_an_offer_that_makes_no_sense_is_left_alone(offer: str) -> None:
         await link.say("session:ack", {"received": -1})
         await link.say("well", 1)
         assert (await anext(aiter(room))).type == "well"
+
+
+class Sleeper:
+    """A peer that only wants to be woken."""
+
+    def __init__(self) -> None:
+        self.next_deadline = time.monotonic() + 3600
+        self.woken = asyncio.Event()
+
+    def run(self, now: float) -> None:
+        self.next_deadline = math.inf
+        self.woken.set()
+
+    def transmit(self, now: float) -> list[Any]:
+        return []
+
+    def take_events(self) -> list[Any]:
+        return []
+
+    def close(self, now: float) -> None: ...
+
+
+@in_loop
+async def test_a_deadline_that_comes_nearer_is_met() -> None:
+    side = DataChannelLink(offer_of_nobody(), time.monotonic, lambda frame: None, lambda count: None)
+    side._peer = sleeper = Sleeper()  # type: ignore[assignment]
+    side._turn()
+    sleeper.next_deadline = time.monotonic()
+    side._turn()
+    await sleeper.woken.wait()
+    side.close()
+
+
+@in_loop
+async def test_word_of_a_channel_that_is_gone_is_not_said_on_the_next_link() -> None:
+    box = Outbox(lambda: 0.0, lambda: None)
+    box.say("session:ack", {"received": 1})
+    box.say("session:ack", {"received": 2})
+    assert box._next_control() == '{"type":"session:ack","content":{"received":2}}'
+    assert box._next_control() is None
+    box.say("session:answer", {"sdp": ""})
+    box.end()
+    assert box._next_control() is None
 
 
 @in_loop
