@@ -23,6 +23,7 @@ run: $(VENV)/.run ## serve the example pieces on http://localhost:8889
 
 test: $(VENV)/.dev ## run all tests, in a real Chromium too
 	@scripts/ensure-chromium >/dev/null
+	@scripts/ensure-geckos
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.dev node_modules/.package-lock.json ## format, lint and types, of the browser client too
