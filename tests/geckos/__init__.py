@@ -37,17 +37,16 @@ def ticket_for(it: Serving, slug: str) -> dict[str, str]:
 
 
 class GeckosPeer:
-    """`status` says whether it was let in. Nothing happens on its channel but in `until`."""
+    """Is let in, and answers. Nothing happens on its channel but in `until` and `step`."""
 
     def __init__(self, it: Serving, headers: Mapping[str, str] | None = None, answered: bool = True) -> None:
         self.it = it
         self.headers = dict(headers or {})
         asked = signal(it, CONNECTIONS, headers=headers)
-        self.status = asked.status
+        assert asked.status == 200, f"not let in: {asked}"
+        self.status = 0  # of the answer to our answer
         self.heard: list[str | bytes] = []
         self.events: list[datachannel.Event] = []
-        if self.status != 200:
-            return
         self.id = asked.json["id"]
         self.offer = asked.json["localDescription"]["sdp"]
         options = datachannel.Options(CERTIFICATE)
@@ -115,10 +114,10 @@ class GeckosPeer:
         return self.peer.state == "closed"
 
     def close(self) -> None:
-        if self.status == 200:
+        if self.sock.fileno() >= 0:
             self.peer.close(time.monotonic())
             self.transmit()
-            self.sock.close()
+        self.sock.close()
 
     def __enter__(self) -> GeckosPeer:
         return self
