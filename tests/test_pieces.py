@@ -366,7 +366,8 @@ def test_pieces_come_and_go_and_become_relays(folder: Path) -> None:
     [gone] = pieces.refresh().code
     assert gone.slug == "a" and gone.room_class is None and pieces.page("a") is not None
     (folder / "b.py").unlink()
-    assert pieces.refresh().code == [] and pieces.room_class("b") is None
+    assert [(piece.slug, piece.code) for piece in pieces.refresh().code] == [("b", None)]
+    assert pieces.room_class("b") is None and "b" not in pieces.table and pieces.refresh().code == []
 
 
 def test_which_pages_an_edit_concerns(folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from .config import Config, ConfigError, flag_of, flags
-from .dev import announce, develop
+from .dev import announce, develop, watch
 from .logs import make_log
 from .server import Server
 
@@ -115,6 +115,8 @@ async def live(config: Config, log: Any, ready: Callable[[Server, str], None]) -
     for error in errors:
         log.error("a piece cannot be loaded", error=error)
     await server.start()
+    if config.development:
+        server.run(watch(server))
     await server.serve(lambda url: ready(server, url))
 
 

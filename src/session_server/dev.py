@@ -1,12 +1,15 @@
-"""`session-server dev`: the same server with the comforts of development. Hot reload moves in here."""
+"""`session-server dev`: the same server with the comforts of development."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import click
+from watchfiles import awatch
 
 from .server import Server
+
+QUIET_FOR: Final = 30  # milliseconds without another edit, then what was saved is taken over
 
 
 def develop(settings: dict[str, Any], folder: str | None, lan: bool) -> dict[str, Any]:
@@ -28,3 +31,10 @@ def announce(server: Server, url: str) -> None:
         if piece.page is not None:
             click.echo(f"  {url}/{slug}")
     click.echo("Stop with Ctrl+C.")
+
+
+async def watch(server: Server) -> None:
+    """Takes over what is saved in the folder of pieces, until it is cancelled."""
+    assert server.pieces.folder is not None
+    async for _ in awatch(server.pieces.folder, step=QUIET_FOR, rust_timeout=1000, yield_on_timeout=False):
+        server.reload()

@@ -181,6 +181,17 @@ class Rooms:
             core.dispose()
             self._release(core.slug, core.epoch)
 
+    def of_piece(self, piece: str) -> list[RoomCore]:
+        return [core for core in self.rooms.values() if piece_of(core.slug) == piece]
+
+    def swap(self, core: RoomCore, room_class: type[Room], done: Callable[[BaseException | None], None]) -> None:
+        """Other code for a room that is there; see RoomCore.swap. Raises PieceError."""
+        core.swap(room_class, self._routes_of(room_class), done)
+
+    def forget_class(self, room_class: type[Room]) -> None:
+        """It will not be asked for again."""
+        self._routes.pop(room_class, None)
+
     # --- letting clients in -------------------------------------------------------------------------------------------
 
     def join(self, slug: str, link: Link, hello: Hello, now: float, outcome: Outcome) -> None:

@@ -11,7 +11,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from .engine.memory import MemoryEngine
 from .http import Site
 from .pieces import Pieces
 from .protocol import Close, Tickets
+from .reload import Reloader
 from .rfc6455 import refusal
 from .rooms import Rooms
 from .signalling import Signalling
@@ -223,6 +224,7 @@ class Server:
             claim=lambda slug: engine.claim(slug).epoch,
             release=engine.release,
         )
+        self.reloader = Reloader(self.pieces, self.rooms, log, tells=config.development, clock=lambda: self.clock())
         self.websockets = WebSockets(config, self.rooms, self.clock, log, draining=lambda: self.draining)
         self.channels = DataChannels(config, self.rooms, self.clock, self._wake, log)
         self.draining = False
@@ -274,7 +276,7 @@ class Server:
             )
             self.ports.append(listener.getsockname()[1])
         self.channels.listen(bind_udp(self.config, self.ports[0]) if datagrams is None else datagrams)
-        self._task(self._sweep())
+        self.run(self._sweep())
         gc.collect()
         gc.freeze()  # what is here now stays: the collector need not look at it again
         gc.set_threshold(*GC_THRESHOLDS)
@@ -283,12 +285,18 @@ class Server:
         """Runs until it is told to stop; `ready(url)` is called once it serves."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self.stop)
-        self._loop.add_signal_handler(
-            signal.SIGHUP, lambda: self.log.warning("SIGHUP: swapping pieces is not built yet, restart to load them")
-        )
+        self._loop.add_signal_handler(signal.SIGHUP, self.reload)
         ready(self.url)
         await self._stop.wait()
         await self.drain()
+
+    def reload(self) -> None:
+        """Edited pieces take over, in rooms that are open too."""
+        try:
+            self.reloader.reload()
+        except Exception:
+            self.rooms.totals.faults += 1
+            self.log.exception("fault in the server")
 
     def stop(self) -> None:
         """Asks for a drain; the second time, for a quick one."""
@@ -428,9 +436,10 @@ class Server:
             self.rooms.enter(self.clock())
             done(value, error)
 
-        self._task(run())
+        self.run(run())
 
-    def _task(self, coroutine: Any) -> None:
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Beside everything else, until it ends or the server does."""
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._ended)

@@ -90,9 +90,15 @@ class Pieces:
         for place in (BUILT_IN, self.folder):
             if place is not None:
                 self._scan(place)
-        code = [piece for piece in self.table.values() if self._is_news(piece, before.get(piece.slug))]
-        for piece in code:
-            self._load(piece)
+        gone = {slug: Piece(slug) for slug in before if slug not in self.table}
+        code = []
+        for slug, found in (self.table | gone).items():
+            known = before.get(slug, found)
+            if self._is_news(known, found, known is found):
+                self._load(known)
+                code.append(known)
+            if slug in self.table:
+                self.table[slug] = known
         return Changes(code, self._changed_pages())
 
     def _scan(self, folder: Path) -> None:
@@ -121,19 +127,16 @@ class Pieces:
         }
 
     @staticmethod
-    def _is_news(piece: Piece, before: Piece | None) -> bool:
-        """Whether its code must be loaded; takes over what is known of it."""
-        if before is not None:
-            piece.room_class, piece.version, piece.stamps = before.room_class, before.version, before.stamps
-        if piece.code is None:
-            return before is not None and before.code is not None and piece.error is None
-        if before is None or before.code != piece.code:
+    def _is_news(known: Piece, found: Piece, is_new: bool) -> bool:
+        """Whether its code must be loaded. `known` becomes as `found`."""
+        before, known.code, known.page = known.code, found.code, found.page
+        if known.code is None:
+            known.error = found.error
+            return not is_new and before is not None and found.error is None
+        if is_new or before != known.code:
             return True
-        files = piece.stamps if before.error is None else scripts(piece.code)
-        if piece.stamps != {path: stamp(path) for path in files}:
-            return True
-        piece.error = before.error
-        return False
+        files = known.stamps if known.error is None else scripts(known.code)
+        return known.stamps != {path: stamp(path) for path in files}
 
     def _load(self, piece: Piece) -> None:
         piece.version += 1
