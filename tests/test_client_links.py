@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -555,3 +557,18 @@ def test_a_refusal_ends_the_tcp_connection_as_soon_as_both_have_closed() -> None
         _, payload = peer.frame()
         peer.close(code_of(payload))
         assert peer.ended()
+
+
+# --- the page about it ------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "how-to" / "python-client.md").read_text(encoding="utf-8")
+
+
+def test_the_programs_on_the_page_run(capsys: pytest.CaptureFixture[str]) -> None:
+    programs = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    with serving(ROOT / "pieces") as site:
+        for program in programs:
+            exec(program.replace("localhost:8889", site.host), {})
+    said = capsys.readouterr().out
+    assert len(programs) == 4 and "I am 1 of 1 in chat" in said and "players: 1" in said and "datachannel" in said
