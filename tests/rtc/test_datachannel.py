@@ -312,6 +312,19 @@ def test_a_packed_frame_is_the_same_message() -> None:
     assert messages(world.events["client"]) == frames
 
 
+def test_a_batch_is_its_messages_and_says_how_many_will_leave() -> None:
+    world = connected(client_options=Options(THEIRS, max_message=2000))
+    batch = datachannel.pack_all(["one", b"two", "", "x" * 1500])
+    assert world.server.push_all(batch, world.now) == 4
+    assert world.server.push_all(datachannel.pack_all(["three", "x" * 2001]), world.now) == 1
+    assert world.server.counters.shed == 1
+    world.run(0.3)
+    assert messages(world.events["client"]) == ["one", b"two", "", "x" * 1500, "three"]
+    world.loss = 1.0
+    total = sum(world.server.push_all(batch, world.now) for _ in range(300))
+    assert total == 1200 - (world.server.counters.shed - 1) < 700
+
+
 def test_nothing_is_sent_before_the_channel_is_open() -> None:
     world = World()
     assert not world.server.send("early", 0.0)

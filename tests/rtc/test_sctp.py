@@ -379,6 +379,26 @@ def test_one_packet_is_acknowledged_a_little_later_two_at_once_and_with_data_for
     assert enemy.sack()[0] == 1
 
 
+def test_what_comes_twice_is_acknowledged_at_once() -> None:
+    pair = connected()
+    enemy = Enemy(pair)
+    enemy.write(enemy.data(1, WHOLE | wire.UNORDERED | wire.AT_ONCE))
+    assert enemy.sack()[0] == 1
+    enemy.write(enemy.data(1, WHOLE | wire.UNORDERED))
+    assert enemy.sack()[0] == 1 and len(pair.b.take_events()) == 1
+
+
+def test_a_packet_has_one_sack() -> None:
+    pair = connected()
+    for _ in range(2):
+        say(pair.a, b"x" * 1000, retransmits=None)
+    pair.a.transmit(pair.now)
+    sender, header = pair.a._sender, wire.Header(pair.a._tag)
+    first = sender._acked + 1
+    pair.a.receive(header.packet(wire.sack(first, WINDOW, []) + wire.sack(first + 1, WINDOW, [])), pair.now)
+    assert sender._acked == first and pair.a.ignored == 1
+
+
 def test_three_later_ones_show_a_loss_and_what_must_arrive_is_sent_again_before_any_timer() -> None:
     network = Network()
     pair = connected(network)
@@ -507,6 +527,45 @@ def test_who_loses_a_fifth_slows_down() -> None:
     assert bad > 300_000  # and does not stand still
 
 
+def test_the_window_grows_only_if_it_is_used_and_a_loss_halves_it() -> None:
+    pair = connected()
+    for _ in range(300):
+        say(pair.a, b"x" * 1000)
+        pair.run(1 / 60)
+    sender = pair.a._sender
+    assert sender.window == sctp_send.FIRST_WINDOW
+    lost = 0
+
+    def passes(to: str, packet: bytes) -> bool:
+        nonlocal lost
+        if lost or to == "a" or sender.window < 100_000:
+            return True
+        lost = sender.window
+        return False
+
+    pair.network.passes = passes
+    while not lost:
+        say(pair.a, bytes(20_000), retransmits=None)
+        pair.run(0.01)
+    pair.run(2.5 * DELAY)
+    assert sender._tries == 0 and lost // 2 <= sender.window <= lost // 2 + 10 * wire.MAX_PACKET
+
+
+def test_a_peer_that_takes_nothing_but_answers_is_kept() -> None:
+    pair = connected()
+    sender, header = pair.a._sender, wire.Header(pair.a._tag)
+    say(pair.a, b"x" * 3000, retransmits=None)
+    for _ in range(6000):
+        pair.now += 0.01
+        pair.a.run(pair.now)
+        if pair.a.transmit(pair.now):
+            pair.a.receive(header.packet(wire.sack(sender._acked, 0, [])), pair.now)
+    assert pair.a.take_events() == []
+    pair.a.receive(header.packet(wire.sack(sender._acked, 10_000, [])), pair.now)
+    pair.run(1.0)
+    assert pair.heard("b") == [b"x" * 3000]
+
+
 def test_a_full_window_of_the_peer_is_respected_and_probed_until_it_opens() -> None:
     pair = connected()
     sender = pair.a._sender
@@ -619,13 +678,14 @@ def test_an_ordered_message_that_was_shed_is_not_waited_for() -> None:
     talk(pair)
 
 
-def test_both_kinds_have_their_turn() -> None:
+@pytest.mark.parametrize("size", [1000, 2000])
+def test_both_kinds_have_their_turn(size: int) -> None:
     pair = connected()
     for number in range(200):
-        assert say(pair.a, b"must %d" % number + bytes(1000), ordered=True, retransmits=None)
+        assert say(pair.a, b"must %d" % number + bytes(size), ordered=True, retransmits=None)
     for number in range(50):
-        say(pair.a, b"may %d" % number + bytes(1000))
-    pair.run(0.4)
+        say(pair.a, b"may %d" % number + bytes(size))
+    pair.run(0.6)
     first = [payload[:3] for payload in pair.heard("b")[:80]]
     assert 35 <= first.count(b"may") <= 45
 
@@ -659,6 +719,17 @@ def test_a_stream_that_is_reset_begins_anew_on_both_sides() -> None:
         pair.run(5.0)
         assert sorted(pair.heard("b")[5:]) == [b"after", b"other"]
         assert pair.a._reset is None and pair.a.next_deadline is None
+
+
+def test_a_reset_waits_for_what_was_sent_before_it() -> None:
+    pair = connected()
+    say(pair.a, b"before", 3, ordered=True, retransmits=None)
+    lost = pair.a.transmit(pair.now)
+    pair.a.reset_stream(3, pair.now)
+    pair.run(3 * DELAY)
+    assert len(lost) == 1 and pair.events["b"] == []
+    pair.run(2.0)
+    assert pair.events["b"] == [Received(3, BINARY, b"before"), StreamReset((3,))]
 
 
 def test_who_does_not_answer_a_reset_is_gone_in_the_end() -> None:
@@ -723,12 +794,16 @@ def test_a_polite_end_is_answered_and_repeated_until_it_is() -> None:
 
 def test_an_abort_ends_both_at_once_and_says_why() -> None:
     pair = connected()
+    for number in range(3):
+        say(pair.a, b"x" * 20_000, ordered=True, retransmits=None)
+        Enemy(pair).write(Enemy(pair).data(2 + number, wire.FIRST, bytes(1000)))
     pair.a.abort("no more")
     pair.a.abort("no more")
     pair.run(0.1)
     assert pair.events == {"a": [Closed("no more")], "b": [Closed("aborted by the peer")]}
     ((_, _, body),) = chunks(pair.packets["a"][0])
     assert body == pack("!HH", 12, 11) + b"no more"
+    assert pair.a.buffered == pair.b._receiver._held == 0
     pair.b.receive(pair.packets["a"][0], pair.now)
     pair.run(60.0)
     assert len(pair.events["b"]) == 1
@@ -792,6 +867,16 @@ def test_far_tsns_and_many_gaps_are_not_remembered() -> None:
     for tsn in range(1, 200):
         enemy.write(enemy.data(tsn, WHOLE | wire.UNORDERED))
     assert enemy.sack() == (199, WINDOW, []) and len(pair.b.take_events()) == 199 - GAPS
+
+
+def test_a_peer_cannot_give_up_what_is_far_ahead() -> None:
+    pair = connected()
+    enemy = Enemy(pair)
+    for tsn in (sctp_receive.AHEAD + 1, 1 << 20, 1 << 30, 0, -1):
+        enemy.write(wire.chunk(wire.FORWARD_TSN, wire.TSN(enemy.tsn + tsn & 0xFFFFFFFF)))
+    assert enemy.sack()[0] == 0
+    enemy.write(wire.chunk(wire.FORWARD_TSN, wire.TSN(enemy.tsn + sctp_receive.AHEAD & 0xFFFFFFFF)))
+    assert enemy.sack()[0] == sctp_receive.AHEAD
 
 
 def test_thousands_of_streams_leave_no_trace() -> None:
