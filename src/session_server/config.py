@@ -33,7 +33,10 @@ class Config:
     public_url: str | None = setting(None, "URL under which clients reach this server.", metavar="URL")
     local_name: str = setting("local.aesthetic.computer", "Development host whose sessions live at session.NAME.")
     announce_ip: tuple[str, ...] = setting(
-        (), "Addresses to announce for UDP; else the one that the WebSocket came to.", many=True, metavar="IP"
+        (),
+        "Addresses to announce for UDP; else those of --public-url, else the one that a request came to.",
+        many=True,
+        metavar="IP",
     )
     trusted_proxy: tuple[str, ...] = setting(
         ("127.0.0.0/8", "::1/128"), "Proxies whose X-Forwarded-For and -Proto are believed.", many=True, metavar="CIDR"

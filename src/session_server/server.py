@@ -20,6 +20,7 @@ from typing import Any, Final, cast
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
+from .addresses import announced, out_of_reach
 from .calls import TookTooLong
 from .clock import Rota
 from .config import Config, ConfigError
@@ -276,6 +277,12 @@ class Server:
             )
             self.ports.append(listener.getsockname()[1])
         self.channels.listen(bind_udp(self.config, self.ports[0]) if datagrams is None else datagrams)
+        self.channels.announced = await announced(self.config, self.log)
+        private = out_of_reach(self.config, self.channels.announced)
+        if private:
+            self.log.warning(
+                "UDP is announced only where nobody outside can reach it, see --announce-ip", at=[*private]
+            )
         self.run(self._sweep())
         gc.collect()
         gc.freeze()  # what is here now stays: the collector need not look at it again

@@ -202,10 +202,10 @@ class DataChannels:
         except ValueError:
             return []
         if near.is_loopback:
-            return [host for host in ("127.0.0.1", "::1") if self.has_family_of(host)]
-        return [local] if self.has_family_of(local) else []
+            return [host for host in ("127.0.0.1", "::1") if self._has_family_of(host)]
+        return [local] if self._has_family_of(local) else []
 
-    def has_family_of(self, host: str) -> bool:
+    def _has_family_of(self, host: str) -> bool:
         return (socket.AF_INET6 if ":" in host else socket.AF_INET) in self._sockets
 
     def answer(self, client: Client, text: str) -> None:
