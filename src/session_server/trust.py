@@ -63,7 +63,7 @@ class Trust:
         lost = 1 - (received - self._acked) / max(1, self._sent - self._sent_by_ack)
         self.loss += (max(0.0, lost) - self.loss) * 0.2
         self._acked, self._sent_by_ack = received, self._sent
-        self._proven = True
+        self._proven = now >= self._rejected_until  # else it is of a time before the doubt, and proves nothing of now
         self._waits_since = None  # what is under way may be lost, and that is no sign of death: the next one counts
 
     def route(self, now: float) -> Route:

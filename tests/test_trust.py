@@ -1,0 +1,116 @@
+"""How a sender judges a link for what may be lost, by acknowledgements alone. Times are explicit, in seconds."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from session_server.trust import DEMOTE_AFTER, DOUBT_AFTER, PROBE_EVERY, TRUST_AGAIN, Route, Trust
+
+
+def proven(now: float = 0.0) -> Trust:
+    trust = Trust()
+    trust.sent(now)
+    trust.acked(1, now)
+    return trust
+
+
+def test_a_link_is_used_beside_the_other_until_the_first_acknowledgement() -> None:
+    trust = Trust()
+    assert trust.route(100.0) is Route.BOTH
+    trust.sent(100.0)
+    assert trust.route(100.0) is Route.BOTH
+    trust.acked(1, 100.1)
+    assert trust.route(100.1) is Route.UNRELIABLE
+
+
+def test_silence_brings_doubt_and_then_the_reliable_link_alone() -> None:
+    trust = proven()
+    trust.sent(10.0)
+    trust.sent(10.2)  # the first that nobody acknowledged counts
+    assert trust.route(10.0 + DOUBT_AFTER - 0.01) is Route.UNRELIABLE
+    assert trust.route(10.0 + DOUBT_AFTER) is Route.BOTH
+    assert trust.route(10.0 + DEMOTE_AFTER - 0.01) is Route.BOTH
+    assert trust.route(10.0 + DEMOTE_AFTER) is Route.RELIABLE
+    again = 10.0 + DEMOTE_AFTER + TRUST_AGAIN
+    assert trust.route(again - 0.01) is Route.RELIABLE
+    assert trust.route(again) is Route.BOTH, "it must be proven again"
+
+
+def test_who_sends_nothing_waits_for_no_acknowledgement() -> None:
+    trust = proven()
+    assert trust.route(1000.0) is Route.UNRELIABLE
+
+
+def test_an_acknowledgement_ends_the_doubt() -> None:
+    trust = proven()
+    trust.sent(10.0)
+    assert trust.route(11.0) is Route.BOTH
+    trust.acked(2, 11.0)
+    assert trust.route(11.0) is Route.UNRELIABLE
+
+
+def test_on_a_slow_path_doubt_waits_for_four_round_trips() -> None:
+    trust = proven()
+    trust.rtt = 0.2
+    trust.sent(10.0)
+    assert trust.route(10.7) is Route.UNRELIABLE
+    assert trust.route(10.9) is Route.BOTH
+
+
+def test_a_late_acknowledgement_does_not_prove_a_link_that_was_given_up() -> None:
+    """Only the reliable link had stalled, or the other has died since: after the wait it is on probation."""
+    trust = proven()
+    trust.sent(10.0)
+    assert trust.route(12.0) is Route.RELIABLE
+    trust.acked(2, 12.1)
+    assert trust.route(12.1) is Route.RELIABLE
+    assert trust.route(12.0 + TRUST_AGAIN) is Route.BOTH
+
+
+@pytest.mark.parametrize("claim", [-1, 0, 1, 3, 10**9])
+def test_an_acknowledgement_that_cannot_be_counts_for_nothing(claim: int) -> None:
+    trust = proven()
+    trust.sent(10.0)
+    trust.acked(claim, 10.3)
+    assert trust.route(10.3) is Route.BOTH
+    assert trust.loss == 0.0
+
+
+def test_loss_follows_what_is_missing() -> None:
+    trust = Trust()
+    received = 0
+    for second in range(50):
+        for _ in range(10):
+            trust.sent(float(second))
+        received += 8
+        trust.acked(received, second + 0.5)
+    assert trust.loss == pytest.approx(0.2, abs=0.01)
+
+
+def test_an_idle_link_is_probed_once_a_second_unless_it_was_given_up() -> None:
+    trust = Trust()
+    assert trust.wants_probe(5.0)
+    trust.sent(5.0)
+    assert not trust.wants_probe(5.0 + PROBE_EVERY - 0.01)
+    assert trust.wants_probe(5.0 + PROBE_EVERY)
+    assert trust.route(5.0 + DEMOTE_AFTER) is Route.RELIABLE
+    assert not trust.wants_probe(5.0 + DEMOTE_AFTER + TRUST_AGAIN - 0.01)
+    assert trust.wants_probe(5.0 + DEMOTE_AFTER + TRUST_AGAIN)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["send", "ack", "route"]), st.floats(0, 3), st.integers(-1, 50))))
+def test_a_silent_link_is_never_used_alone_whatever_came_before(steps: list[tuple[str, float, int]]) -> None:
+    trust, now = Trust(), 0.0
+    for step, pause, number in steps:
+        now += pause
+        if step == "send":
+            trust.sent(now)
+        elif step == "ack":
+            trust.acked(number, now)
+        else:
+            trust.route(now)
+        assert 0 <= trust.loss <= 1
+    trust.sent(now)
+    assert trust.route(now + DOUBT_AFTER) is not Route.UNRELIABLE
