@@ -211,7 +211,7 @@ class DataChannelLink(asyncio.DatagramProtocol):
     def _transmit(self) -> None:
         for data, address in self._peer.transmit(self._now()):
             transport = self._sockets.get(family_of(address[0]))
-            if transport is not None and not self._is_congested:
+            if transport is not None and not transport.is_closing() and not self._is_congested:
                 transport.sendto(data, address)
 
     def _take(self, data: Frame) -> None:
