@@ -404,7 +404,7 @@ class Trust {
     this.loss += (Math.max(0, lost) - this.loss) * 0.2;
     this.#acked = received;
     this.#sentByAck = this.#sent;
-    this.#isProven = true;
+    this.#isProven = performance.now() >= this.#rejectedUntil; // else it is of a time before the doubt
     this.#waitsSince = -1; // what is under way may be lost, and that is no sign of death: the next one counts
   }
 
