@@ -935,6 +935,7 @@ class Room {
 
   /** @param {any} content */
   #hearError({ code, reason, type }) {
+    if (type === "session:answer") return; // no data channel, then, which is no fault of the page
     const content = { code: textOr(code, "failed"), reason: textOr(reason, "no reason given"), type };
     const heard = this.#emit("session:error", content);
     if (!heard) console.warn(`session.js: ${content.code}: ${content.reason}`);
