@@ -733,6 +733,7 @@ async def test_a_browser_that_makes_no_data_channel_joins_all_the_same(page: Pag
 @in_chromium
 async def test_an_error_that_nobody_hears_is_in_the_console(page: Page, peer: ScriptedPeer) -> None:
     link = await join(page, peer)
+    await link.send("session:error", {"code": "invalid", "reason": "full", "type": "session:answer"})  # is not heard
     await link.send("session:error", {"code": "invalid", "reason": "2 numbers", "type": "move"})
     assert await hear(page, "session:error") == {"code": "invalid", "reason": "2 numbers", "type": "move"}
     await start(page, peer)
