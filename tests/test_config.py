@@ -146,7 +146,7 @@ def test_it_cannot_be_changed() -> None:
         ({"byte_burst": 2e6, "message_size": 3_000_000}, "--byte-burst is 2e+06", "at least 3000000"),
         ({"tls_cert": "a.pem"}, "--tls-cert and --tls-key", "only one"),
         ({"tls_key": "a.pem"}, "--tls-cert and --tls-key", "only one"),
-        ({"tls": "self-signed"}, "--tls self-signed", "--tls-cert and --tls-key"),
+        ({"tls": "self-signed", "tls_cert": "a.pem", "tls_key": "b.pem"}, "--tls and --tls-cert", "one of them"),
         ({"engine": "nats://127.0.0.1"}, "--engine nats://127.0.0.1", "not yet"),
         ({"workers": 2}, "--workers 2", "not yet"),
         ({"workers": 0}, "--workers 0", "only 1"),
@@ -192,6 +192,7 @@ def test_a_setting_that_cannot_work_is_one_line_with_what_was_seen_and_expected(
         {"trusted_proxy": ("10.1.2.3/8", "2001:db8::/32")},
         {"announce_ip": ("192.0.2.1", "2001:db8::1")},
         {"tls_cert": "a.pem", "tls_key": "b.pem"},
+        {"tls": "self-signed"},
         *[{name: 0} for name in LIMITS if name != "message_burst"],
     ],
 )
@@ -215,7 +216,7 @@ def test_an_origin_as_people_write_it_is_the_one_that_browsers_send(listed: tupl
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--port", "70000"], ["--tls", "self-signed"], ["--workers", "2"], ["--engine", "nats://x"]]
+    "arguments", [["--port", "70000"], ["--tls-cert", "a.pem"], ["--workers", "2"], ["--engine", "nats://x"]]
 )
 def test_the_command_says_it_in_one_line_and_exits_with_2(arguments: list[str]) -> None:
     result = CliRunner().invoke(cli.main, ["serve", *arguments])

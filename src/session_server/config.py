@@ -41,9 +41,11 @@ class Config:
     trusted_proxy: tuple[str, ...] = setting(
         ("127.0.0.0/8", "::1/128"), "Proxies whose X-Forwarded-For and -Proto are believed.", many=True, metavar="CIDR"
     )
-    tls_cert: str | None = setting(None, "Certificate chain, PEM.", metavar="FILE")
+    tls_cert: str | None = setting(None, "Certificate chain, PEM; loaded again when it changes.", metavar="FILE")
     tls_key: str | None = setting(None, "Private key, PEM.", metavar="FILE")
-    tls: str | None = setting(None, "`self-signed`: not built yet.", choices=("self-signed",))
+    tls: str | None = setting(
+        None, "`self-signed` makes and keeps a certificate for this machine.", choices=("self-signed",)
+    )
     origin: tuple[str, ...] = setting(
         (), "Web origins that may join, beside the server's own host; `*` = any, `null` = pages without one.", many=True
     )
@@ -93,8 +95,8 @@ class Config:
             )
         if bool(self.tls_cert) != bool(self.tls_key):
             raise ConfigError("--tls-cert and --tls-key go together, only one of them was given")
-        if self.tls:
-            raise ConfigError("--tls self-signed is not built yet; give --tls-cert and --tls-key")
+        if self.tls and self.tls_cert:
+            raise ConfigError("--tls and --tls-cert were both given, expected one of them")
         if self.engine != "memory":
             raise ConfigError(f"--engine {self.engine}: not yet, only `memory` is built")
         if self.workers != 1:
@@ -113,6 +115,11 @@ class Config:
             except ValueError:
                 raise ConfigError(f"--announce-ip is {address!r}, expected an address such as 192.0.2.1") from None
         self.proxies()
+
+    @property
+    def scheme(self) -> str:
+        """What this server itself speaks; a proxy before it may speak another."""
+        return "https" if self.tls or self.tls_cert else "http"
 
     def origins(self) -> tuple[str, ...]:
         """Web origins whose pages may join, beside the server's own: in development all, unless some are listed."""

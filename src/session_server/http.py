@@ -151,7 +151,7 @@ class Site:
         forwarded = request.headers.get("X-Forwarded-Proto", "").lower()
         if forwarded in {"http", "https"} and trusted(self._peer(request), self._proxies):
             return forwarded
-        return "https" if self._config.tls_cert else "http"
+        return self._config.scheme
 
     def _peer(self, request: web.BaseRequest) -> str:
         peer = request.transport.get_extra_info("peername") if request.transport is not None else None

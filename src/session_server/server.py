@@ -9,7 +9,6 @@ import re
 import secrets
 import signal
 import socket
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
@@ -32,6 +31,7 @@ from .reload import Reloader
 from .rfc6455 import refusal
 from .rooms import Rooms
 from .signalling import Signalling
+from .tls import certificate
 from .tokens import Verifier
 from .transports.datachannel import DataChannels
 from .transports.websocket import WebSockets
@@ -263,7 +263,8 @@ class Server:
         self._loop = asyncio.get_running_loop()
         http = web.Server(self._site.answer, access_log_class=Answered, keepalive_timeout=IDLE_FOR * 10)
         self.new_http: Callable[[], asyncio.Protocol] = http
-        tls = tls_context(self.config)
+        self._certificate = certificate(self.config, self.log)
+        tls = self._certificate.context if self._certificate else None
         await self.verifier.start()
         for listener in sockets if sockets is not None else bind(self.config):
             self._listeners.append(
@@ -294,6 +295,8 @@ class Server:
             self._loop.add_signal_handler(number, self.stop)
         self._loop.add_signal_handler(signal.SIGHUP, self.reload)
         ready(self.url)
+        if self.config.tls:
+            self.log.info("self-signed certificate: open this URL once in each browser and accept it", url=self.url)
         await self._stop.wait()
         await self.drain()
 
@@ -349,8 +352,7 @@ class Server:
             return self.config.public_url
         host = self.config.host
         name = "localhost" if host in {None, "127.0.0.1", "::1", "0.0.0.0", "::"} else host
-        scheme = "https" if self.config.tls_cert else "http"
-        return f"{scheme}://{f'[{name}]' if ':' in str(name) else name}:{self.ports[0]}"
+        return f"{self.config.scheme}://{f'[{name}]' if ':' in str(name) else name}:{self.ports[0]}"
 
     def _state(self) -> str:
         if self.draining:
@@ -420,6 +422,8 @@ class Server:
             for front in self.idle.due(now):
                 front.cut()
             self.websockets.sweep(now)
+            if self._certificate is not None:
+                self._certificate.refresh()
 
     def _spawn(
         self, awaitable: Awaitable[Any], seconds: float, done: Callable[[Any, BaseException | None], None]
@@ -510,16 +514,3 @@ def unable(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"--port {port} is in use by another program; stop it, or let `--port 0` choose a free one"
     return f"cannot listen on {host} port {port}: {error.strerror or error}"
-
-
-def tls_context(config: Config) -> ssl.SSLContext | None:
-    if config.tls_cert is None or config.tls_key is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(config.tls_cert, config.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"--tls-cert {config.tls_cert} and --tls-key {config.tls_key} cannot be used: {error}"
-        ) from None
-    return context
