@@ -149,11 +149,11 @@ class Channel:
 Frame = sctp.Message  # one that may be lost, made ready once for many peers
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
     """Frames for `Peer.push_all`."""
 
-    frames: tuple[Frame, ...]
+    frames: Sequence[Frame]
     size: int  # bytes on the wire
     longest: int  # bytes of payload
 
@@ -185,9 +185,9 @@ def pack(data: str | bytes) -> Frame:
 
 def pack_all(messages: Iterable[str | bytes]) -> Batch:
     """The same for several messages, which leave together."""
-    frames = tuple(pack(data) for data in messages)
-    longest = max((len(frame.payload) for frame in frames), default=0)
-    return Batch(frames, sum(frame.size for frame in frames), longest)
+    frames = [pack(data) for data in messages]
+    longest = max([len(frame.payload) for frame in frames], default=0)
+    return Batch(frames, sum([frame.size for frame in frames]), longest)
 
 
 class Checks:
@@ -672,7 +672,8 @@ class Peer:
         if dtls is not None and path is not None:
             datagrams = dtls.take_datagrams()
             if self._association is not None and dtls.state == "connected":
-                datagrams += [dtls.seal(packet) for packet in self._association.transmit(now)]
+                for packet in self._association.transmit(now):
+                    datagrams.append(dtls.seal(packet))
             if not path.proven:
                 self._spend(path, datagrams)
             elif path.held:  # proven since

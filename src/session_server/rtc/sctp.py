@@ -87,7 +87,8 @@ class Association:
     def _begin(self, tag: int, tsn: int, peer_tag: int, peer_tsn: int, window: int) -> None:
         """Both halves from their first TSNs on, with nothing of what was before."""
         self._tag, self._peer_tag = tag, peer_tag  # what the peer must write, and what we must
-        self._to_us, self._to_peer = wire.Header(tag), wire.Header(peer_tag)
+        self._to_us = wire.Header(tag)
+        self._packets = wire.Packets(wire.Header(peer_tag))
         self._first_tsn = tsn
         self._sender = Sender(tsn, window)
         self._receiver = Receiver(peer_tsn, self._max_message, self._events.append)
@@ -145,7 +146,7 @@ class Association:
         if self._state != "established":
             return None
         self._nonce = self._random(16)
-        return self._to_peer.packet(wire.chunk(wire.HEARTBEAT, wire.parameter(1, self._nonce)))
+        return self._packets.header.packet(wire.chunk(wire.HEARTBEAT, wire.parameter(1, self._nonce)))
 
     def shutdown(self, now: float) -> None:
         """Ends politely; what waits is not sent any more."""
@@ -172,7 +173,7 @@ class Association:
 
     def transmit(self, now: float) -> list[bytes]:
         """What is due: control chunks, a SACK, DATA as far as both windows allow; as few packets as hold them."""
-        packets = wire.Packets(self._to_peer)
+        packets = self._packets
         if self._answer:
             packets.done.append(self._answer)
             self._answer = b""
@@ -180,11 +181,12 @@ class Association:
             packets.add(len(one), one)
         if self._state == "established":
             self._sender.transmit(packets, now)
-        packets.close()
-        return packets.done
+        return packets.take()
 
     def _due_control(self, now: float) -> list[bytes]:
-        due, self._control = self._control, []
+        due: list[bytes] = []
+        if self._control:
+            due, self._control = self._control, []
         if self._state == "established":
             sack_at = self._receiver.sack_at
             if sack_at is not None and (sack_at <= now or due or self._sender.waits):  # with others it costs nothing

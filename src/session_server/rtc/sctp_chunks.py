@@ -57,12 +57,12 @@ class Header:
 
 
 class Packets:
-    """Chunks, in as few packets as hold them."""
+    """What is to leave, in as few packets as hold it."""
 
-    __slots__ = ("_header", "done", "parts", "room")
+    __slots__ = ("done", "header", "parts", "room")
 
     def __init__(self, header: Header) -> None:
-        self._header = header
+        self.header = header
         self.done: list[bytes] = []
         self.parts: list[bytes] = []  # of the packet that is being filled
         self.room = MAX_CONTENT  # bytes left in it
@@ -77,8 +77,13 @@ class Packets:
     def close(self) -> None:
         """What comes next is for another packet."""
         if self.parts:
-            self.done.append(self._header.packet(b"".join(self.parts)))
+            self.done.append(self.header.packet(b"".join(self.parts)))
             self.parts, self.room = [], MAX_CONTENT
+
+    def take(self) -> list[bytes]:
+        self.close()
+        done, self.done = self.done, []
+        return done
 
 
 def tag_of(packet: bytes) -> int:

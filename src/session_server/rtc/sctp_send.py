@@ -60,7 +60,7 @@ class Message:
         self.number = number
         self.retransmits = retransmits
         self.chunks = [Chunk(self, at) for at in range(0, len(payload), MAX_FRAGMENT)]
-        self.size = sum(one.size for one in self.chunks)  # bytes on the wire
+        self.size = sum([one.size for one in self.chunks])  # bytes on the wire
         once = retransmits == 0 and number is None and len(self.chunks) == 1
         self.single = self.chunks[0] if once else None  # sent, and nothing more to do
 
@@ -158,11 +158,10 @@ class Sender:
         waiting.extend(messages)
         self._unreliable_size += size
         while self._unreliable_size > STALE and self._unreliable_size - waiting[0].size > STALE:
-            self._shed(waiting.popleft())
+            self._shed(self._pop_unreliable())
         return self.shed - before
 
     def _shed(self, message: Message) -> None:
-        self._unreliable_size -= message.size
         self.shed += 1
         if message.number is not None:  # those behind it must not wait for it: it is given up, for which it has a TSN
             self._number(message, 0, GIVEN_UP)
@@ -182,23 +181,27 @@ class Sender:
         window = min(self.window, self._peer_window)
         if not window and not self._flight:
             window = 1  # a closed window is probed
-        left = None
-        while self._flight < window and (self._due or self._has_next()):
+        left, most = None, self._acked + MAX_OUTSTANDING
+        while self._flight < window:
             if self._due:
                 left = self._leave(packets, self._due.popleft()) or left
-            elif self._unreliable and self._unreliable[0].single and (self._turn or not self._reliable):
-                left = self._leave_once(packets, window - self._flight)
+            elif self.next_tsn > most:
+                break
+            elif self._unreliable and (self._turn or not self._reliable):
+                if self._unreliable[0].single:
+                    left = self._leave_once(packets, window - self._flight)
+                else:
+                    self._begin(self._pop_unreliable())
+            elif self._reliable:
+                self._begin(self._pop_reliable())
             else:
-                self._begin()
+                break
         if left is not None:
             self._packets = left.left + 1
             if self._timed is None and not left.lost:
                 self._timed = (left, now)
-        if self.deadline is None:
-            self._arm(now)
-
-    def _has_next(self) -> bool:
-        return bool(self._unreliable or self._reliable) and self.next_tsn <= self._acked + MAX_OUTSTANDING
+            if self.deadline is None:
+                self._arm(now)
 
     def _leave(self, packets: Packets, one: Outgoing) -> Outgoing | None:
         """One chunk, if it is still due."""
@@ -236,16 +239,20 @@ class Sender:
         packets.room -= size
         return one
 
-    def _begin(self) -> None:
-        """The next message becomes due, its fragments with TSNs in a row (§6.9). Both kinds have their turn."""
-        if self._unreliable and (self._turn or not self._reliable):
-            message = self._unreliable.popleft()
-            self._unreliable_size -= message.size
-            self._turn = False
-        else:
-            message = self._reliable.popleft()
-            self._reliable_size -= message.size
-            self._turn = True
+    def _pop_reliable(self) -> Message:
+        message = self._reliable.popleft()
+        self._reliable_size -= message.size
+        self._turn = True
+        return message
+
+    def _pop_unreliable(self) -> Message:
+        message = self._unreliable.popleft()
+        self._unreliable_size -= message.size
+        self._turn = False
+        return message
+
+    def _begin(self, message: Message) -> None:
+        """It becomes due, its fragments with TSNs in a row (§6.9)."""
         for fragment in range(len(message.chunks)):
             self._due.append(self._number(message, fragment, DUE))
 
@@ -408,4 +415,7 @@ class Sender:
     def _arm(self, now: float) -> None:
         """Waits twice as long after each time-out (§6.3.3, E2), until something arrives: then the path is there again,
         and what was sent twice cannot be measured (§6.3.1, C5), so to wait for a measurement might take long."""
-        self.deadline = now + min(self.rto * 2**self._tries, RTO_MOST) if self._outstanding else None
+        if not self._outstanding:
+            self.deadline = None
+        else:
+            self.deadline = now + (min(self.rto * 2**self._tries, RTO_MOST) if self._tries else self.rto)
