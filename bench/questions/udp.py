@@ -13,7 +13,7 @@ from bench.harness import UDP, Figures, Question, Row, Server, Settings, hold, l
 PEERS = 32
 WARM = 0.6  # seconds: a channel of ours is trusted after the first acknowledgement
 HELD = 300
-CYCLES = 160
+CYCLES = 240
 
 
 def dialect(server: Server) -> str:
