@@ -508,7 +508,12 @@ HOSTILE: list[str | bytes] = [
     '{"type":"session:pong","content":{"t":1e308,"time":1e308,"received":12345678901234567890}}',
     '{"type":"session:pong","content":{"t":null}}',
     '{"type":"session:error","content":{"code":404}}',
+    '{"type":"session:ack"}',
+    '{"type":"session:ack","content":{"received":-1}}',
+    '{"type":"session:ack","content":{"received":12345678901234567890123}}',
     '{"type":"session:join","content":{}}',
+    '{"type":"x","reliable":false,"n":"1"}',
+    '{"type":"x","reliable":false,"n":1e999}',
     '{"type":"session:leave"}',
     b"",
     b"\x01",
@@ -530,6 +535,8 @@ async def test_no_hostile_frame_hurts() -> None:
         before = (room.id, room.slug, room.count, room.presence)
         for frame in HOSTILE:
             await link.raw(frame)
+            room._seat._take_aside(frame)
+        room._seat._take_aside('{"type":"session:presence","content":{"count":5}}')  # belongs on the WebSocket
         await link.say("well", 1)
         assert await heard.until(1) == [1]
         assert (room.id, room.slug, room.count, room.presence) == before
