@@ -17,7 +17,7 @@ ROOMS = (
     "links", "pieces",
 )  # fmt: skip
 STRANGERS = ("http", "signalling", "transports", "engine")  # these do not see each other
-TOP = ("logs", "tokens", "tls", "reload", "addresses", "server", "dev", "check", "load", "cli")
+TOP = ("logs", "tokens", "reload", "addresses", "tls", "server", "dev", "check", "load", "cli")
 FLOORS = (*GROUND, *ROOMS, *STRANGERS, *TOP)
 CLIENT = ("wire", "state", "links", "outbox", "handlers", "seat")  # the Python client, an annex with floors of its own
 QUIET = (*GROUND, *ROOMS, "rtc")

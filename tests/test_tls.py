@@ -118,7 +118,7 @@ def test_what_it_vouches_for(tmp_path: Path) -> None:
 
 def test_the_names_are_those_it_can_be_asked_by(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "Desk")
-    monkeypatch.setattr("session_server.tls.local_addresses", lambda: iter(["192.0.2.7"]))
+    monkeypatch.setattr("session_server.tls.source_to", lambda elsewhere: "192.0.2.7")
     always = {"localhost", "127.0.0.1", "::1", "desk", "desk.local", "local.test", "session.local.test"}
     for settings, more in (
         ({"development": True}, set()),  # listens on loopback

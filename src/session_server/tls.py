@@ -6,8 +6,6 @@ import os
 import socket
 import ssl
 import tempfile
-from collections.abc import Iterator
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,6 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from .addresses import ELSEWHERE, source_to
 from .config import Config, ConfigError
 
 VALID_FOR: Final = timedelta(days=365)  # Apple's systems refuse more than 398
@@ -165,17 +164,10 @@ def names_of(config: Config) -> frozenset[str]:
     if config.public_url:
         names.add(urlsplit(config.public_url).hostname or "")
     if config.host in {"0.0.0.0", "::"} or (config.host is None and not config.development):
-        names.update(local_addresses())
+        names.add(source_to(ELSEWHERE[0]) or "")  # IPv4 alone: IPv6 ones change daily, and each asks for trust anew
     elif config.host:
         names.add(config.host)
     return frozenset(name for name in names if name and name.isascii())
-
-
-def local_addresses() -> Iterator[str]:
-    """The IPv4 address towards other machines. IPv6 ones change daily, and each change would ask for trust anew."""
-    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # UDP: chooses a route, sends nothing (the address is RFC 5737's)
-        yield probe.getsockname()[0]
 
 
 def state_folder() -> Path:
