@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -202,6 +204,7 @@ def test_events_and_raw_messages_reach_the_others_of_the_room_and_nobody_else(si
         assert news["1v1:move"]["content"] == '{"x": 0.50}', "a string stays a string, byte for byte"
         assert news["rawMessage"]["content"] == "plain"
         assert news["bytes"].endswith(b"\1\2\3")
+        site.clock.ahead += 2  # now they surely listen
         page.send("say", {"to": "all"})
         for peer in (ada, bob):
             peer.hears('{"say":{"to": "all"}}')
@@ -273,6 +276,10 @@ class Echo(Room):
     @on("stop")
     def stop(self, client: Client):
         client.send("stopped")
+    @on("flood")
+    def flood(self, client: Client):
+        for _ in range(1200):
+            client.send("flood", "x" * 1000)
     @on("udp:identity")
     def identity(self, client: Client, claim: str):
         client.send("claimed", claim)
@@ -525,6 +532,99 @@ def test_handshakes_per_second_are_limited(site: Serving) -> None:
         site.clock.ahead += 1
         peer.status = peer.describe().status  # the offer is not used up
         peer.open()
+
+
+def test_before_the_handshake_is_over_little_is_sent_to_an_address_that_may_be_forged(site: Serving) -> None:
+    """STUN at most as many bytes as came, all together at most three times as many."""
+    with GeckosPeer(site) as liar:  # its address is a victim's: nothing that is sent there comes back to it
+        sent: dict[bool, int] = {False: 0, True: 0}
+        target = ("127.0.0.1", site.server.channels.port)
+
+        def send(data: bytes) -> None:
+            liar.sock.sendto(data, target)
+            sent[data[0] <= 3] += len(data)
+
+        (check, _), *_ = run(liar)
+        for _ in range(3):
+            send(check)
+        answer, address = liar.sock.recvfrom(2048)
+        received = {False: 0, True: len(answer)}
+        liar.take(answer, address)
+        hello = next(data for data, _ in run(liar) if data[0] == 22)
+        send(hello)
+        liar.sock.settimeout(0.05)
+        for _ in range(12):  # what is repeated must not add up
+            site.clock.ahead += 1
+            with suppress(TimeoutError):
+                while data := liar.sock.recv(2048):
+                    received[data[0] <= 3] += len(data)
+        assert 0 < received[True] <= sent[True]
+        assert received[False] > 0 and sum(received.values()) <= 3 * sum(sent.values())
+        site.clock.ahead += 4
+        site.until(lambda: len(site.server.channels) == 0)
+
+
+def run(peer: GeckosPeer) -> list[tuple[bytes, Any]]:
+    """What it has to send, as soon as there is something."""
+    while True:
+        now = time.monotonic()
+        peer.peer.run(now)
+        if datagrams := peer.peer.transmit(now):
+            return datagrams
+        time.sleep(max(0.0, peer.peer.next_deadline - now))
+
+
+def test_nobody_takes_the_address_of_another_peer(site: Serving) -> None:
+    with GeckosPeer(site) as victim, GeckosPeer(site) as thief:
+        victim.open()
+        thief.open()
+        victim.emit("tv", 1)
+        victim.hears('{"tv":1}')
+        (check, _), *_ = checks_of(thief)
+        channels = site.server.channels
+        theirs = victim.sock.getsockname()
+        owner = site.call(lambda: channels._by_address[theirs])
+        site.call(lambda: channels._receive(check, theirs, site.clock()))  # its own check, with a forged sender
+        assert site.call(lambda: channels._by_address[theirs]) is owner
+        victim.emit("tv", 2)
+        victim.hears('{"tv":2}')
+        site.call(lambda: setattr(owner, "heard", site.clock() - 11))  # silent, so perhaps gone: ports are used again
+        site.call(lambda: channels._receive(check, theirs, site.clock()))
+        assert site.call(lambda: channels._by_address[theirs]) is not owner
+
+
+def checks_of(peer: GeckosPeer) -> list[tuple[bytes, Any]]:
+    """A question for consent, long before its time."""
+    checks = peer.peer._checks
+    assert checks is not None
+    return checks.run(time.monotonic() + 10)
+
+
+def test_a_slow_consumer_of_reliable_messages_is_let_go(echo: Serving) -> None:
+    with GeckosPeer(echo, ticket_for(echo, "echo")) as slow:
+        slow.open()
+        slow.emit("flood")  # and reads nothing more
+        echo.until(lambda: reasons(echo) == ["lost"])
+        assert echo.refused["slow_consumer"] == 1 and len(echo.server.channels) == 0
+
+
+def test_who_comes_when_the_last_seat_was_taken_meanwhile_sees_the_channel_close() -> None:
+    one = "from session_server import Room\nclass One(Room):\n    max_clients = 1\n    relay = True"
+    with (
+        serving({"one": one}) as site,
+        GeckosPeer(site, ticket_for(site, "one")) as first,
+        GeckosPeer(site, ticket_for(site, "one")) as second,
+    ):
+        first.open()
+        second.until(lambda: second.closed)
+        assert not first.closed and len(site.server.channels) == 1
+
+
+def test_when_the_server_stops_the_channels_close() -> None:
+    with serving() as site, GeckosPeer(site) as peer:
+        peer.open()
+        site.call(site.server.channels.close)
+        peer.until(lambda: peer.closed)
 
 
 def test_garbage_on_the_udp_port_is_dropped(site: Serving) -> None:

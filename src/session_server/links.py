@@ -114,7 +114,9 @@ def size_of(data: str | bytes) -> int:
 class Channel(Generic[AnyPeer]):
     """One peer's data channel, of either kind of client."""
 
-    __slots__ = ("_server", "address", "addresses", "dialect", "is_open", "kind", "local", "pack", "peer", "ufrag")
+    __slots__ = (
+        "_server", "address", "addresses", "dialect", "heard", "is_open", "kind", "local", "pack", "peer", "ufrag",
+    )  # fmt: skip
 
     def __init__(self, server: Channels, peer: AnyPeer, ufrag: str, address: str, dialect: Dialect) -> None:
         self.kind = "datachannel"
@@ -125,6 +127,7 @@ class Channel(Generic[AnyPeer]):
         self.peer = peer
         self.ufrag = ufrag
         self.addresses: set[Any] = set()  # from which it may send
+        self.heard = 0.0  # when something last came from an address that is its own
         self.is_open = False
         self._server = server
 

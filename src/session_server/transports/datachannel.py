@@ -35,6 +35,7 @@ HANDSHAKES: Final = 100.0  # per second; each costs a millisecond or two
 ATTEMPTS: Final = 0.25  # per second and address, for each peer that it may have; twice as many as peers at once
 MAX_EARLY: Final = 256  # checks that came before their answer
 EARLY_FOR: Final = 2.0  # seconds they are kept
+OWNED_FOR: Final = 10.0  # seconds that an address stays a silent peer's; browsers ask for consent every 5 (RFC 7675)
 MAX_ANSWER: Final = 16 * 1024  # characters of an SDP answer
 
 
@@ -137,7 +138,9 @@ class DataChannels:
             return
         channel.peer.receive(data, address, now)
         if first <= 3:
-            self._follow(channel)
+            self._follow(channel, now)
+        if self._by_address.get(address) is channel:
+            channel.heard = now
         self._take_events(channel, now, clean=True)
         self._dirty.add(channel)
 
@@ -148,14 +151,17 @@ class DataChannels:
             del self._early[next(iter(self._early))]
         self._early[ufrag] = (now, data, address)
 
-    def _follow(self, channel: AnyChannel) -> None:
-        """The addresses from which this peer may send, after it has shown another one."""
+    def _follow(self, channel: AnyChannel, now: float) -> None:
+        """The addresses from which this peer may send, after it has shown another one. What it shows may be forged: an
+        address from which another peer is heard stays that one's."""
         known = set(channel.peer.addresses)
         for address in channel.addresses - known:
             if self._by_address.get(address) is channel:
                 del self._by_address[address]
-        for address in known - channel.addresses:
-            self._by_address[address] = channel
+        for address in known:
+            owner = self._by_address.get(address)
+            if owner is None or now - owner.heard > OWNED_FOR:
+                self._by_address[address] = channel
         channel.addresses = known
 
     def flush(self, now: float) -> None:
