@@ -109,7 +109,17 @@ def test_pages_and_files_beside_them(site: Serving) -> None:
     assert site.get("/health").text == "ok\n"
 
 
-NO_PIECES = ("session", "session.js", "session.d.ts", "health", "status", "metrics", "check", "favicon.ico")
+NO_PIECES = (
+    "session",
+    "session.js",
+    "session-dev.js",
+    "session.d.ts",
+    "health",
+    "status",
+    "metrics",
+    "check",
+    "favicon.ico",
+)
 
 
 def test_names_of_routes_are_no_pieces() -> None:

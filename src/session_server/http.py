@@ -37,7 +37,11 @@ RETRY_MS: Final = 2000
 HOST: Final = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 CODESPACES: Final = re.compile(r"(?P<name>[a-z0-9-]+)-[0-9]+\.(?P<rest>(?:preview\.)?app\.github\.dev)")
 LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
-SCRIPTS: Final = {"/session.js": "text/javascript", "/session.d.ts": "text/plain"}
+SCRIPTS: Final = {
+    "/session.js": "text/javascript",
+    "/session-dev.js": "text/javascript",
+    "/session.d.ts": "text/plain",
+}
 
 # As the environment's AIOHTTP_NOSENDFILE: asyncio's own loop, in the middle of a sendfile, does not see its client go.
 web_fileresponse.NOSENDFILE = True  # type: ignore[misc]

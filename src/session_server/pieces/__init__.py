@@ -23,7 +23,7 @@ from ..protocol import PieceError, slug_from_path
 from ..room import Room
 
 ROUTES: Final = frozenset(
-    {"session", "session.js", "session.d.ts", "health", "status", "metrics", "check", "favicon.ico"}
+    {"session", "session.js", "session-dev.js", "session.d.ts", "health", "status", "metrics", "check", "favicon.ico"}
 )
 ASSETS: Final = {
     ".js", ".mjs", ".css", ".json", ".txt", ".svg", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".ico",

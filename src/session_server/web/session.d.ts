@@ -107,6 +107,10 @@ export interface Events {
   "session:close": { code: number; reason: string };
   /** The room could not take a message of ours. */
   "session:error": { code: string; reason: string; type?: string };
+  /** The page of `piece` was edited. Without a listener it is loaded again. */
+  "session:reload": { piece: string };
+  /** In development: why the room's code cannot be used as it was saved, or null. Without a listener it is shown. */
+  "session:fault": { error: string | null };
   /** Every message of a peer or the room's code. */
   "*": any;
 }

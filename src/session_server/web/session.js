@@ -930,6 +930,8 @@ class Room {
     else if (type === "session:reply") this.#hearReply(content);
     else if (type === "session:pong") this.#hearPong(link, content);
     else if (type === "session:ack") this.#side?.trust.acked(countOr(content.received, 0));
+    else if (type === "session:reload") this.#hearReload(content);
+    else if (type === "session:fault") this.#hearFault(content);
     // Any other is a newer server's, which can do without our answer.
   }
 
@@ -939,6 +941,21 @@ class Room {
     const content = { code: textOr(code, "failed"), reason: textOr(reason, "no reason given"), type };
     const heard = this.#emit("session:error", content);
     if (!heard) console.warn(`session.js: ${content.code}: ${content.reason}`);
+  }
+
+  /** This page was edited. @param {any} content */
+  #hearReload({ piece }) {
+    const heard = this.#emit("session:reload", { piece: textOr(piece, "") });
+    if (!heard) globalThis.location?.reload();
+  }
+
+  /** The room's code was edited, and is wrong, or right again. Development only. @param {any} content */
+  #hearFault({ error }) {
+    const line = typeof error === "string" ? error : null;
+    if (line !== null) console.error(`session.js: ${line}`);
+    const heard = this.#emit("session:fault", { error: line });
+    if (heard || !globalThis.document) return;
+    import(new URL("session-dev.js", import.meta.url).href).then(({ show }) => show(line), console.warn);
   }
 
   /** @param {any} diff */
