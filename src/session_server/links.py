@@ -5,7 +5,7 @@ Messages only. The channel below, its datagrams and its time are a transport's, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import inf
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -56,6 +56,9 @@ class Peer(Protocol):
     def push(self, frame: Any, now: float, reliable: bool = False) -> bool:
         """False if it cannot be sent, and then it is lost."""
 
+    def push_all(self, batch: Any, now: float) -> int:
+        """Of what may be lost; returns by how many more messages are on their way, those subtracted that were shed."""
+
 
 AnyPeer = TypeVar("AnyPeer", bound=Peer)
 
@@ -66,8 +69,8 @@ class Channels(Protocol):
     clock: Callable[[], float]
     rooms: Rooms
 
-    def frames(self, blob: bytes) -> list[tuple[bool, Any]]:
-        """The frames of a blob, ready for `Peer.push`, and whether each is reliable."""
+    def frames(self, blob: bytes) -> tuple[Any, Sequence[Any]]:
+        """Those of a blob that may be lost, for `Peer.push_all`, and the others, for `Peer.push`."""
 
     def mark(self, channel: Any) -> None:
         """It has something to send."""
@@ -184,10 +187,10 @@ class SideLink(Channel[AnyPeer]):
 
     def _write(self, blob: bytes) -> None:
         now = self._server.clock()
-        frames = self._server.frames(blob)
-        sent = sum(self.peer.push(frame, now) for _, frame in frames)
-        if sent < len(frames):
-            self._server.rooms.totals.refused["shed"] += len(frames) - sent
+        batch, _ = self._server.frames(blob)  # nothing else comes this way
+        sent = self.peer.push_all(batch, now)
+        if sent < len(batch.frames):
+            self._server.rooms.totals.refused["shed"] += len(batch.frames) - sent
         if sent:
             self.trust.sent(now, sent)
         self._server.mark(self)
@@ -320,18 +323,19 @@ class GeckosLink(Channel[AnyPeer]):
 
     def _write(self, blob: bytes) -> None:
         now = self._server.clock()
-        for reliable, frame in self._server.frames(blob):
-            if not reliable:
-                sent = self.peer.push(frame, now)
-            elif len(frame.payload) > self.peer.max_message_size:
+        batch, others = self._server.frames(blob)
+        shed = len(batch.frames) - self.peer.push_all(batch, now)
+        for frame in others:
+            if len(frame.payload) > self.peer.max_message_size:
                 sent = False
             elif self._held is None:
                 sent = self._push(frame, now)
             else:
                 sent = True
                 self._held.append(frame)
-            if not sent:
-                self._server.rooms.totals.refused["shed"] += 1
+            shed += not sent
+        if shed:
+            self._server.rooms.totals.refused["shed"] += shed
         if self._held is not None and sum(len(frame.payload) for frame in self._held) > MAX_HELD:
             self._listens(now)
         self._server.mark(self)

@@ -37,6 +37,7 @@ MAX_EARLY: Final = 256  # checks that came before their answer
 EARLY_FOR: Final = 2.0  # seconds they are kept
 OWNED_FOR: Final = 10.0  # seconds that an address stays a silent peer's; browsers ask for consent every 5 (RFC 7675)
 MAX_ANSWER: Final = 16 * 1024  # characters of an SDP answer
+NOTHING: Final = datachannel.pack_all(())
 
 
 AnyChannel = Channel[datachannel.Peer]
@@ -70,7 +71,7 @@ class DataChannels:
         self._per_address = Tally(most)
         self._attempts = Buckets(ATTEMPTS * most, 2 * most)
         self._probe = datachannel.pack(V1_DIALECT.encode(message("session:probe", reliable=False)).decode())
-        self._split: tuple[bytes, list[tuple[bool, datachannel.Frame]]] = (b"", [])
+        self._split: tuple[bytes, tuple[datachannel.Batch, list[datachannel.Frame]]] = (b"", (NOTHING, []))
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -345,10 +346,12 @@ class DataChannels:
         self._wake(0.0)
         self._timer = self._loop.call_later(TICK, self._tick) if self._by_ufrag else None
 
-    def frames(self, blob: bytes) -> list[tuple[bool, datachannel.Frame]]:
+    def frames(self, blob: bytes) -> tuple[datachannel.Batch, list[datachannel.Frame]]:
         """Taken apart once for all who are sent the same: it is the same object then."""
         if self._split[0] is not blob:
-            self._split = (blob, [(reliable, datachannel.pack(data)) for reliable, data in unpack(blob)])
+            found = list(unpack(blob))
+            batch = datachannel.pack_all([data for reliable, data in found if not reliable])
+            self._split = (blob, (batch, [datachannel.pack(data) for reliable, data in found if reliable]))
         return self._split[1]
 
     def mark(self, channel: AnyChannel) -> None:
