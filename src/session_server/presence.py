@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from msgspec import UNSET, Struct, UnsetType
 
-PEOPLE_LISTED = 200  # people; with more there is only a count: a diff per change would cost people × changes
+from .protocol import PEOPLE_LISTED
 
 
 class Member(Protocol):

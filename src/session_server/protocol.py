@@ -30,6 +30,7 @@ MAX_TYPE = 255  # bytes of UTF-8; the binary frame has one byte for the length
 MAX_NAME = 64  # characters of what a client calls itself
 MAX_DATA = 4096  # bytes of JSON that a client says of itself
 MAX_SLUG = 128  # characters
+PEOPLE_LISTED = 200  # people; with more there is only a count: a diff per change would cost people × changes
 TICKET_LIFE = 60.0  # seconds
 
 encode_json: Final = Encoder().encode

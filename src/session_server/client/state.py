@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..protocol import PEOPLE_LISTED
 from .wire import Frame, Message, Person
 
 KEPT_MESSAGES = 256  # reliable messages that the server may not have
@@ -16,7 +17,6 @@ KEPT_BYTES = 1024 * 1024
 INBOX_MESSAGES = 1024  # messages that `async for` has not taken yet
 INBOX_BYTES = 1024 * 1024
 NUMBERED = 4096  # senders and types whose last number is remembered
-LISTED = 200  # people; the server lists no more, it only counts them
 SAMPLES = 8  # of the clock: 40 s of heartbeats
 DRIFT = 1.0  # seconds; two samples that differ by more were not of the same clock
 
@@ -205,7 +205,7 @@ class People:
         updates = [person for person in people if person.id in known and known[person.id] != person]
         known.update((person.id, person) for person in people)
         self.count = len(known) if count is None else count
-        if self.count > LISTED:  # from here on the list would only grow old
+        if self.count > PEOPLE_LISTED:  # from here on the list would only grow old
             known.clear()
         return {"joins": joins, "leaves": left, "updates": updates, "count": self.count}
 
