@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,21 +10,8 @@ from typing import Any
 import pytest
 
 from serving import V1, Serving, serving
-from session_server.config import Config
-from session_server.http import base_url
 
-VECTORS = json.loads((Path(__file__).parent / "vectors" / "discovery.json").read_text(encoding="utf-8"))
 TOKEN = "an admin's token"
-
-
-@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["what"])
-def test_the_host_of_a_session(vector: dict[str, Any]) -> None:
-    config = Config(**vector.get("config", {}))
-    if vector.get("error"):
-        with pytest.raises(ValueError, match="Host"):
-            base_url(config, vector["scheme"], vector["host"])
-    else:
-        assert base_url(config, vector["scheme"], vector["host"], vector.get("force", False)) == vector["url"]
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,8 @@ from __future__ import annotations
 import hmac
 import mimetypes
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import fields
-from functools import lru_cache, partial
 from importlib.metadata import version
 from ipaddress import ip_address
 from pathlib import Path
@@ -22,9 +21,10 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from .config import Config, Network
+from .discovery import discover
 from .limits import client_address, trusted
 from .pieces import Pieces
-from .protocol import Tickets, piece_of, slug_from_path, slug_to_path
+from .protocol import Tickets, piece_of, slug_from_path
 from .rooms import Rooms
 from .services import Totals
 
@@ -34,8 +34,6 @@ FRESH: Final = {"Cache-Control": "no-store"}
 CHECKED: Final = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}  # kept, but asked about each time
 JSON: Final = OPEN | FRESH | {"Content-Type": "application/json"}
 RETRY_MS: Final = 2000
-HOST: Final = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
-CODESPACES: Final = re.compile(r"(?P<name>[a-z0-9-]+)-[0-9]+\.(?P<rest>(?:preview\.)?app\.github\.dev)")
 LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 SCRIPTS: Final = {
     "/session.js": "text/javascript",
@@ -47,20 +45,6 @@ SCRIPTS: Final = {
 web_fileresponse.NOSENDFILE = True  # type: ignore[misc]
 
 Answer = web.StreamResponse
-
-
-def base_url(config: Config, scheme: str, host: str, force_production: bool = False) -> str:
-    """The one host of `url` and `udp`. `host` is the Host header, `scheme` what the client used. Raises ValueError."""
-    if not HOST.fullmatch(host):
-        raise ValueError("Host header is no host name")
-    if config.public_url and (force_production or not config.development):
-        return config.public_url.rstrip("/")
-    name = host if host.endswith("]") else re.sub(r":[0-9]+$", "", host)
-    if name == config.local_name:
-        return f"https://session.{name}"
-    if codespace := CODESPACES.fullmatch(name):
-        return f"https://{codespace['name']}-8889.{codespace['rest']}"
-    return f"{scheme}://{host}"
 
 
 def text(status: int, line: str, headers: dict[str, str] | None = None) -> web.Response:
@@ -88,7 +72,6 @@ class Site:
         self._clock, self._state, self._connections = clock, state, connections
         self._signal = signal
         self._proxies: tuple[Network, ...] = config.proxies()
-        self._base_url = lru_cache(maxsize=256)(partial(base_url, config))
         self._started = clock()
         self._version = version("session-server")
         self._totals = self._registry(process=False)
@@ -114,36 +97,23 @@ class Site:
         if request.method not in {"GET", "HEAD"}:
             return text(405, f"{request.method} is not answered here, expected GET", {"Allow": "GET, HEAD, OPTIONS"})
         if path.startswith("/session/"):
-            return self._discover(request, path.removeprefix("/session/"))
+            return self._discover(request, target)
         route = self._routes.get(path)
         return self._page(path) if route is None else route(request)
 
     # --- discovery ----------------------------------------------------------------------------------------------------
 
-    def _discover(self, request: web.BaseRequest, encoded: str) -> Answer:
+    def _discover(self, request: web.BaseRequest, target: str) -> Answer:
         """`GET /session/{slug}`: where the room is. Opens none."""
-        query: Mapping[str, str] = request.query if "?" in request.raw_path else {}
-        force = query.get("forceProduction") == "1"
         try:
-            slug = slug_from_path(encoded)
-            base = self._base_url(self._scheme(request), request.headers.get("Host", ""), force)
+            told = discover(self._config, self._scheme(request), request.headers.get("Host", ""), target)
         except ValueError as error:
             return text(400, str(error))
-        old = "service" in query  # old pages wait for ever on any state but Ready
+        slug = told["room"]
         state = self._room_state(slug)
-        if state != "Ready" and old:
+        if state != "Ready" and "service" in request.query:  # old pages wait for ever on any state but Ready
             return text(503, f"session server is {state.lower()}")
-        path = slug_to_path(slug)
-        url = base + path if self._config.isolate_classic else base
-        told = {
-            "url": url,
-            "udp": url,
-            "state": state,
-            "session": "ws" + base.removeprefix("http") + path,
-            "room": slug,
-            "node": self._config.node,
-            "ticket": self._tickets.issue(slug, self._clock()),
-        }
+        told |= {"state": state, "node": self._config.node, "ticket": self._tickets.issue(slug, self._clock())}
         return as_json(told if state == "Ready" else told | {"retry": RETRY_MS})
 
     def _room_state(self, slug: str) -> str:
