@@ -33,6 +33,7 @@ from msgspec import UnsetType
 from session_server import presence
 from session_server.calls import TookTooLong
 from session_server.config import Config
+from session_server.engine.memory import MemoryEngine
 from session_server.protocol import (
     CLASSIC,
     V1_DIALECT,
@@ -713,6 +714,7 @@ class Playing:
         **settings: Any,
     ) -> None:
         epochs = count(1)
+        engine = MemoryEngine("n1", 0, self._raise)
         self.now = START
         self.random = Random(seed)
         self.network = Network(self.random)
@@ -728,6 +730,8 @@ class Playing:
             wake=self._wake,
             spawn=lambda awaitable, seconds, done: self.soon(Job(self, awaitable, seconds, done).step),
             verify=verify,
+            publish=engine.publish,
+            subscribe=engine.subscribe,
             claim=claim or (lambda slug: next(epochs)),
             release=release,
         )
@@ -737,6 +741,10 @@ class Playing:
         self._ready: deque[Callable[[], object]] = deque()
         self._later: list[tuple[float, int, Callable[[], object]]] = []
         self._order = count()
+
+    @staticmethod
+    def _raise(error: Exception) -> None:
+        raise error
 
     # --- acts ---------------------------------------------------------------------------------------------------------
 

@@ -304,7 +304,7 @@ def test_a_handler_for_a_bad_type_is_refused_at_once(type: str) -> None:
         on(type)
 
 
-@pytest.mark.parametrize("type", ["left", "session:join", "world:field:list", "secret"])
+@pytest.mark.parametrize("type", ["left", "session:join", "secret"])
 def test_a_handler_that_could_never_be_called_is_an_error(type: str) -> None:
     """Clients may not say these, so the author waits for what will not come."""
 

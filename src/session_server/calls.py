@@ -9,6 +9,8 @@ from functools import partial
 from inspect import isawaitable
 from typing import Any, Final
 
+from msgspec.json import decode as decode_json
+
 from .clock import Timer
 from .handlers import Routes
 from .limits import Bucket
@@ -25,6 +27,24 @@ class TookTooLong(Exception):
     """An async handler did not end within ASYNC_LIMIT."""
 
 
+class Subscription:
+    """To a topic; `cancel()` may be called at any time, also twice."""
+
+    __slots__ = ("_end", "live")
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        self._end = end
+        self.live = True
+
+    def cancel(self) -> None:
+        if self.live:
+            self.live = False
+            self._end()
+
+
+Pending = set["Timer | Subscription"]  # what may still call an instance
+
+
 @dataclass(slots=True)
 class Call:
     """A call into the author's code: now, or after the async one that is under way."""
@@ -34,6 +54,7 @@ class Call:
     client: Seat | None = None  # who is told of a problem
     type: str | None = None
     ask: int | None = None
+    then: Callable[[], None] | None = None  # if it went well
 
 
 class Calls:
@@ -54,7 +75,7 @@ class Calls:
         self._successor: Callable[[], Any] | None = None  # takes over after the async handler under way
         self._faults = Bucket(1, FAULTS_LOGGED)
         self._tick: Timer | None = None
-        self._timers: set[Timer] = set()
+        self._timers: Pending = set()
         self._prune_at = 64  # cancelled ones are forgotten then
 
     def create(self) -> None:
@@ -123,13 +144,13 @@ class Calls:
         assert target is not None
         return Call(target)
 
-    def take_over(self, instance: Any, routes: Routes, timers: set[Timer]) -> set[Timer]:
+    def take_over(self, instance: Any, routes: Routes, timers: Pending) -> Pending:
         """Calls go to this instance from now on; returns the timers of the one before, which still run."""
         before, self._timers = self._timers, timers
         self.instance, self.routes = instance, routes
         return before
 
-    def forget(self, timers: set[Timer]) -> None:
+    def forget(self, timers: Pending) -> None:
         """These fire no more, and what they have brought about already is not called."""
         for timer in timers:
             timer.cancel()
@@ -138,6 +159,8 @@ class Calls:
     # --- what came of it ----------------------------------------------------------------------------------------------
 
     def _settle(self, call: Call, value: Any, problem: Problem | None) -> None:
+        if call.then is not None and problem is None:
+            call.then()
         if call.client is None or (problem is None and call.ask is None):
             return
         try:
@@ -167,7 +190,31 @@ class Calls:
             number = client.id if client else None
             self._log.error("fault in the code of a piece", hook=hook, client=number, exc_info=error)
 
-    # --- timers -------------------------------------------------------------------------------------------------------
+    # --- topics and timers --------------------------------------------------------------------------------------------
+
+    def subscribe(self, topic: str, call: Callable[[Any], Any]) -> Subscription:
+        """`call(content)` in a turn of its own, as it may come out of a call of this very room."""
+        services = self._services
+
+        def deliver(data: bytes) -> None:
+            services.timers.at(services.now, lambda now: told(decode_json(data), now))
+
+        def told(content: Any, now: float) -> None:
+            services.now = now
+            if len(self._waiting) >= MAX_WAITING:
+                services.totals.refused["busy"] += 1
+            elif subscription.live:
+                self.call(Call(call, (content,)))
+
+        subscription = Subscription(services.subscribe(topic, deliver))
+        self._keep(subscription)
+        return subscription
+
+    def _keep(self, one: Timer | Subscription) -> None:
+        if len(self._timers) >= self._prune_at:
+            self._timers = {one for one in self._timers if one.live}
+            self._prune_at = 2 * len(self._timers) + 64
+        self._timers.add(one)
 
     def after(self, seconds: float, call: Callable[[], Any], repeat: bool) -> Timer:
         timers = self._services.timers
@@ -186,10 +233,7 @@ class Calls:
         if repeat and seconds <= 0:
             raise ValueError(f"every({seconds}) would never let go, expected more than 0 seconds")
         timer = timers.at(self._services.clock() + seconds, fire)
-        if len(self._timers) >= self._prune_at:
-            self._timers = {one for one in self._timers if one.fire is not None}
-            self._prune_at = 2 * len(self._timers) + 64
-        self._timers.add(timer)
+        self._keep(timer)
         return timer
 
     def start_ticks(self, rate: float) -> None:

@@ -19,6 +19,10 @@ class Timer:
         self.fire: Callable[[float], None] | None = fire
         self._timers = timers
 
+    @property
+    def live(self) -> bool:
+        return self.fire is not None
+
     def cancel(self) -> None:
         if self.fire is not None:
             self.fire = None

@@ -21,7 +21,6 @@ from .protocol import (
     Dialect,
     Message,
     check_type,
-    classic_reaches_sender,
     encode_json,
     not_a_message,
 )
@@ -34,7 +33,6 @@ RESERVED: Final = frozenset({
     "connect", "connection", "dataChannelIsOpen", "disconnect", "disconnected", "dropped", "error",
     "receiveFromDataChannel", "sendOverDataChannel",
 })  # fmt: skip
-TO_ALL: Final = frozenset({"tv", "slide:code", "udp:audio"})
 TO_OTHERS: Final = frozenset({"fairy:point", RAW})  # all other types: as a classic sender's
 
 INDEX: Final = re.compile(r"0|[1-9][0-9]{0,9}")
@@ -102,7 +100,7 @@ class Geckos(Dialect):
         return b"{%b:%b}" % (encode_json(message.type), content)  # a raw string too: alone it could read as an event
 
     def reaches_sender(self, type: str) -> bool:
-        return type in TO_ALL or (type not in TO_OTHERS and classic_reaches_sender(type))
+        return type not in TO_OTHERS
 
 
 MEMBER: Final = Geckos(beside=False)  # came with a ticket

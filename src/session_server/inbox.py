@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from msgspec import UNSET
@@ -63,17 +64,17 @@ class Inbox:
             self._over(client, item, now)
         elif item.reliable is False and not client.is_news(item):
             return
-        elif kind is Kind.RELAYED:
-            self._relay(client, item)
+        elif kind is Kind.RELAYED or kind is Kind.TO_OTHERS:
+            self._relay(client, item, kind)
         elif kind is Kind.CONTROL and self._speaks_v1(client):
             self._receive_control(client, item)
         else:
             self._dispatch(client, item, kind, None)
 
-    def _relay(self, client: Seat, item: AnyMessage) -> None:
+    def _relay(self, client: Seat, item: AnyMessage, way: Kind) -> None:
         item.id = client.id
         link = client._link
-        to_all = link is not None and link.dialect is not V1_DIALECT and link.dialect.reaches_sender(item.type)
+        to_all = way is Kind.RELAYED and link is not None and link.dialect.reaches_sender(item.type)
         self._outbox.broadcast(item, None if to_all else client)
 
     def _speaks_v1(self, client: Seat) -> bool:
@@ -83,7 +84,9 @@ class Inbox:
         """A message that is within its rate, and not merely relayed: handled or refused."""
         type = item.type
         if kind is Kind.HANDLED:
-            self._handle(client, self._calls.routes.handlers[type], item, ask)
+            handler = self._calls.routes.handler(type)
+            assert handler is not None, "so it is of this kind"
+            self._handle(client, handler, item, ask)
         elif kind is Kind.OWNED or kind is Kind.CONTROL:
             self._services.totals.refused["server_owned"] += 1
         elif "on_message" in self._calls.routes.overrides and kind is Kind.OTHER:
@@ -99,19 +102,20 @@ class Inbox:
             self._services.totals.refused["type_rate"] += 1
             if item.reliable is not False:
                 problem = Problem("rate", f"more than {handler.rate:g} {handler.type!r} per second")
-                self._outbox.answer(client, handler.type, ask, None, problem)
+                self._outbox.answer(client, item.type, ask, None, problem)
             return
         args: tuple[Any, ...] = (client,)
         if handler.read is not None:
             try:
-                args = (client, handler.read(item))
+                args = (client, handler.read(item), *handler.parts)
             except InvalidContent as error:
-                self._invalid(client, handler.type, ask, error)
+                self._invalid(client, item.type, ask, error)
                 return
             except Exception as error:  # a check of the author's own
-                self._calls.fail(Call(handler.name, args, client, handler.type, ask), error)
+                self._calls.fail(Call(handler.name, args, client, item.type, ask), error)
                 return
-        self._calls.call(Call(handler.name, args, client, handler.type, ask))
+        then = None if handler.relay is None else partial(self._relay, client, item, handler.relay)
+        self._calls.call(Call(handler.name, args, client, item.type, ask, then))
 
     def _within(self, client: Seat, handler: Handler) -> bool:
         if client._rates is None:

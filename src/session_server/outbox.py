@@ -13,6 +13,9 @@ from .services import Services
 from .stream import Stream, Write
 from .trust import Route
 
+Pack = Callable[[Any], bytes | None]
+Frames = dict[Pack, bytes | None]  # one message, by how it was packed
+
 MAX_NUMBERED: Final = 256  # types per client whose numbers are remembered
 
 
@@ -32,7 +35,7 @@ class Link(Protocol):
         """Seconds, or None as long as nothing was measured."""
 
     @property
-    def pack(self) -> Callable[[Any], bytes | None]:
+    def pack(self) -> Pack:
         """How a message becomes bytes. The same function for all links of one kind and dialect."""
 
     @property
@@ -231,16 +234,23 @@ class Outbox:
         if not self._dirty:
             self._flush_later()
 
-    def send(self, client: Seat, item: AnyMessage | str | bytes) -> None:
-        """To one; to nobody if it is away."""
+    def multicast(self, item: AnyMessage, group: Iterable[Seat], exclude: Seat | None = None) -> None:
+        """To those of a group who have a seat here, packed once for each stream."""
+        frames: Frames = {}
+        for client in group:
+            if client is not exclude and self.seats.get(client.id) is client:
+                self.send(client, item, frames)
+
+    def send(self, client: Seat, item: AnyMessage | str | bytes, frames: Frames | None = None) -> None:
+        """To one; to nobody if it is away. `frames`: as it was packed for others."""
         if isinstance(item, str | bytes) or item.reliable is not False:
             client._offset += 1
-            self._insert(client._stream, client, item)
+            self._insert(client._stream, client, item, frames)
             return
         self._number(item)
         for stream in (client._stream, client._side):
             if stream is not None and stream.unreliable:
-                self._insert(stream, client, item)
+                self._insert(stream, client, item, frames)
         if client._behind:
             self._services.totals.refused["shed"] += 1
 
@@ -269,10 +279,19 @@ class Outbox:
         elif problem is not None:
             self.control(client, message("session:error", problem.content | ({"type": type} if type else {})))
 
-    def _insert(self, stream: Stream[Seat, Any] | None, client: Seat, item: AnyMessage | str | bytes) -> None:
-        if stream is not None:
+    def _insert(
+        self, stream: Stream[Seat, Any] | None, client: Seat, item: AnyMessage | str | bytes,
+        frames: Frames | None = None,
+    ) -> None:  # fmt: skip
+        if stream is None:
+            return
+        if frames is None:
             stream.insert(client, item)
-            self._flush_later()
+        else:
+            if stream.pack not in frames:
+                frames[stream.pack] = stream.pack(item)
+            stream.insert_frame(client, frames[stream.pack])
+        self._flush_later()
 
     def _number(self, item: AnyMessage) -> None:
         """What may be lost is numbered where somebody has two links."""

@@ -16,7 +16,7 @@ import hmac
 import re
 import unicodedata
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, ClassVar, Final, TypeVar
 from urllib.parse import quote, unquote_to_bytes, urlsplit
@@ -35,6 +35,7 @@ TICKET_LIFE = 60.0  # seconds
 
 encode_json: Final = Encoder().encode
 NULL: Final = Raw(b"null")
+EMPTY: Final[Mapping[str, Any]] = {}
 
 
 class Close:
@@ -116,7 +117,7 @@ class ClassicMessage(Message, gc=False, rename={"reliable": "\0reliable", "n": "
 
 
 class Extended(ClassicMessage, gc=False):
-    """A classic message with keys of its own beside the envelope: classic relays them (wire.md §4.1)."""
+    """A message with keys of its own beside the envelope, for classic pages alone (wire.md §4.1)."""
 
     extra: dict[str, Raw] = {}
 
@@ -139,15 +140,24 @@ class Binary(Struct, gc=False):
 AnyMessage = Message | Binary
 
 
-def message(type: str, content: Any = UNSET, id: int = 0, reliable: bool = True) -> AnyMessage:
-    """A message made by the server. Raises ValueError on a bad type, TypeError on content that is not JSON."""
+def message(
+    type: str, content: Any = UNSET, id: int | str | None = 0, reliable: bool = True, extra: Mapping[str, Any] = EMPTY
+) -> AnyMessage:
+    """A message made by the server. `id` is a client's, 0 for the server, a tag, or None for no `id`; `extra` has keys
+    beside the envelope, for classic pages. Raises ValueError on a bad type, TypeError on content that is not JSON."""
     check_type(type)
     loss = UNSET if reliable else False
     if isinstance(content, bytes | bytearray | memoryview):
+        if not isinstance(id, int) or extra:
+            raise TypeError(f"content of {type!r} is bytes, expected JSON beside a tag or further keys")
         return Binary(type, bytes(content), id, loss)
     if not isinstance(content, Raw | UnsetType):
         content = Raw(encode_json(content))
-    return Message(type, content, id, loss)
+    sender = UNSET if id is None else id
+    if extra:
+        keys = {key: Raw(encode_json(value)) for key, value in extra.items()}
+        return Extended(type, content, sender, loss, extra=keys)
+    return Message(type, content, sender, loss)
 
 
 def check_type(type: str) -> None:
@@ -193,7 +203,8 @@ class Dialect:
         raise NotImplementedError
 
     def reaches_sender(self, type: str) -> bool:
-        """Whether a message that is merely relayed comes back to whoever sent it."""
+        """Whether a message that is merely relayed comes back to whoever sent it, if its room has nothing against it
+        (`Room.others`)."""
         return False
 
 
@@ -235,7 +246,7 @@ class Classic(Dialect):
         return encode_json(message)
 
     def reaches_sender(self, type: str) -> bool:
-        return classic_reaches_sender(type)
+        return True
 
 
 class _Open(Message, gc=False, forbid_unknown_fields=False):
@@ -251,7 +262,7 @@ class V1(Dialect):
         if isinstance(message, Binary):
             return pack_binary(message)
         if isinstance(message, Extended):
-            return encode_json(ClassicMessage(message.type, message.content, message.id))
+            return encode_json(Message(message.type, message.content, message.id, message.reliable, message.n))
         return encode_json(message)
 
 
@@ -292,28 +303,17 @@ def unpack_binary(data: bytes) -> Binary:
 
 
 def compile_patterns(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    """One expression for type patterns such as `world:*:list`; `*` is anything but a colon, at the end anything."""
+    """One expression for type patterns such as `chat:*:say`; `*` is anything but a colon, at the end anything, and a
+    group of the expression."""
 
     def one(pattern: str) -> str:
-        head, star, tail = re.escape(pattern).replace(r"\*", "[^:]*").rpartition("[^:]*")
-        return head + (".*" if star and not tail else star + tail)
+        head, star, tail = re.escape(pattern).replace(r"\*", "([^:]*)").rpartition("([^:]*)")
+        return head + ("(.*)" if star and not tail else star + tail)
 
     return re.compile("|".join(one(p) for p in patterns) or r"(?!)", re.DOTALL)
 
 
-SERVER_OWNED: Final = (
-    "connected", "joined", "left", "reload",
-    "world:*:list", "world:*:ghost", "world:*:kick", "world:*:slug",
-    "session:*",
-)  # fmt: skip
-# Who hears a classic sender where no code says otherwise (wire.md §4.2); all other types go to everyone.
-CLASSIC_TO_ALL: Final = compile_patterns(("world:*:write",))
-CLASSIC_TO_OTHERS: Final = compile_patterns(("1v1:move", "squash:move", "world:*"))
-
-
-@lru_cache(maxsize=4096)
-def classic_reaches_sender(type: str) -> bool:
-    return CLASSIC_TO_ALL.fullmatch(type) is not None or CLASSIC_TO_OTHERS.fullmatch(type) is None
+SERVER_OWNED: Final = ("connected", "joined", "left", "reload", "session:*")
 
 
 # --- classic greetings ------------------------------------------------------------------------------------------------

@@ -8,26 +8,30 @@ they are sent through its outbox, and the author's code is run by its calls.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Final
 
-from .calls import Calls
+from .calls import Calls, Subscription
 from .clock import Timer
-from .handlers import Routes
+from .config import Config
+from .handlers import Routes, read_any
 from .inbox import Inbox
 from .limits import Allowance, Meter
 from .outbox import Link, Outbox, Seat
 from .presence import Person, Presence, PresenceDiff
 from .protocol import (
     CLASSIC,
+    EMPTY,
     V1_DIALECT,
     AnyMessage,
     Close,
     Hello,
     Message,
+    Refused,
     connected,
+    encode_json,
     joined,
     left,
     message,
@@ -50,12 +54,13 @@ class User:
 class Client(Seat):
     """One seat in one room: what an author holds of somebody who plays."""
 
-    __slots__ = ("_grace", "_user", "beside", "core", "data", "name")
+    __slots__ = ("_grace", "_user", "beside", "core", "data", "lingers", "name")
 
     def __init__(self, id: int, core: RoomCore, meter: Meter, user: User | None, name: str | None, data: Any) -> None:
         super().__init__(id, meter)
         self.name = name  # what the client says of itself, like `data`: a label, no proof
         self.data = data
+        self.lingers = False  # its room shows it longer than it is here: set in on_leave, classic pages see no `left`
         self.beside = False  # the second wire of somebody who is here already (Dialect)
         self.core = core  # the room below the author's instance
         self._user = user
@@ -83,9 +88,14 @@ class Client(Seat):
         """The link dropped; the seat is kept for `grace` seconds."""
         return self._link is None
 
-    def send(self, type: str, content: Any = None, reliable: bool = True) -> None:
-        """To this client alone. Raises TypeError if `content` is neither bytes nor JSON, ValueError on a bad type."""
-        self.core.outbox.send(self, message(type, content, reliable=reliable))
+    def send(
+        self, type: str, content: Any = None, reliable: bool = True, *, id: int | str | None = 0,
+        extra: Mapping[str, Any] = EMPTY,
+    ) -> None:  # fmt: skip
+        """To this client alone. `id` says whom it is from: 0 is the server, else a client's id, or a tag; None leaves
+        it away. `extra`: keys beside the envelope, for classic pages. Raises TypeError if `content` is neither bytes
+        nor JSON, ValueError on a bad type."""
+        self.core.outbox.send(self, message(type, content, id, reliable, extra))
 
     def send_raw(self, data: str | bytes) -> None:
         """One WebSocket frame, as it is; only in a room with `raw = True`."""
@@ -94,6 +104,14 @@ class Client(Seat):
     def kick(self, reason: str = "kicked") -> None:
         """Closes with 4001 and gives the seat up. What was sent before still arrives."""
         self.core.expel(self, Close.KICKED, reason)
+
+    def identify(self, user: User) -> None:
+        """It has proved who it is after it came in."""
+        self.core.introduce(self, user, self.name, self.data)
+
+    def introduce(self, name: str | None, data: Any = None) -> None:
+        """What presence shows of it from now on, beside what was proved: labels."""
+        self.core.introduce(self, self._user, name, data)
 
     def __repr__(self) -> str:
         return f"<Client {self.core.slug}#{self.id}>"
@@ -110,11 +128,12 @@ class Room:
     grace: ClassVar[float] = 5.0  # seconds a seat is kept after an unclean drop
     keep: ClassVar[tuple[str, ...]] = ()  # attributes that survive a reload
     relay: ClassVar[bool | tuple[str, ...]] = ()  # types passed to the others unread; `*` matches up to a colon
+    others: ClassVar[tuple[str, ...]] = ("1v1:move", "squash:move")  # of them, those that a classic sender has not back
+    elects_host: ClassVar[bool] = False  # the client longest here is the host
     server_only: ClassVar[tuple[str, ...]] = ()  # types that clients may not send
     raw: ClassVar[bool] = False  # on_raw gets every frame unparsed: for other protocols
 
     _core: RoomCore
-    _elects_host: ClassVar[bool] = False
 
     @property
     def slug(self) -> str:
@@ -138,9 +157,36 @@ class Room:
     def log(self) -> Any:
         return self._core.log
 
-    def broadcast(self, type: str, content: Any = None, exclude: Client | None = None, reliable: bool = True) -> None:
-        """To all in the room but `exclude`. Raises as Client.send does."""
-        self._core.outbox.broadcast(message(type, content, reliable=reliable), exclude)
+    @property
+    def config(self) -> Config:
+        """The server's settings."""
+        return self._core.services.config
+
+    def broadcast(
+        self, type: str, content: Any = None, exclude: Client | None = None, reliable: bool = True, *,
+        to: Iterable[Client] | None = None, id: int | str | None = 0, extra: Mapping[str, Any] = EMPTY,
+    ) -> None:  # fmt: skip
+        """To all in the room, or to those of a group, but never to `exclude`. The rest is as with Client.send."""
+        item = message(type, content, id, reliable, extra)
+        if to is None:
+            self._core.outbox.broadcast(item, exclude)
+        else:
+            self._core.outbox.multicast(item, to, exclude)
+
+    def verify(self, token: str) -> User | None:
+        """Whose token this is. None if the server checks no tokens. Raises Refused if it is bad."""
+        user: User | None = self._core.services.verify(token)
+        return user
+
+    def publish(self, topic: str, content: Any = None) -> None:
+        """To all rooms of the server that have subscribed to a topic, this one included; each hears it in a later turn
+        of its own. Raises TypeError if `content` is not JSON."""
+        self._core.services.publish(topic, encode_json(content))
+
+    def subscribe(self, topic: str, call: Callable[[Any], Any]) -> Subscription:
+        """Calls with the content of each publication; `cancel()` on what is returned ends that, as the room's end
+        does. Who may publish is up to the rooms of this server: there is no telling which it was."""
+        return self._core.calls.subscribe(topic, call)
 
     def after(self, seconds: float, call: Callable[[], Any]) -> Timer:
         """Calls once; `cancel()` on what is returned prevents it."""
@@ -166,6 +212,10 @@ class Room:
     def on_message(self, client: Client, message: Message) -> Any:
         """Types that no handler names and `relay` does not pass on."""
 
+    def on_post(self, message: Message) -> Any:
+        """What somebody with the admin token has posted to `/session/{slug}/messages`. Without this hook all are
+        told."""
+
     def on_raw(self, client: Client, data: str | bytes) -> Any: ...
     def on_tick(self, dt: float) -> Any:
         """Every 1/tick_rate seconds while somebody has a seat; `dt` is always that, missed ticks are skipped."""
@@ -181,7 +231,7 @@ class Relay(Room):
     """A room without code: every type goes to the others, and the client longest here is the host."""
 
     relay = True
-    _elects_host = True
+    elects_host = True
 
 
 class RoomCore:
@@ -312,12 +362,31 @@ class RoomCore:
             self._beside -= 1
         else:
             self.presence.remove(client)
-            if not self.room_class.raw:
-                self._announce(left(client.id, self.count), None)
         self.calls.hook("on_leave", client, reason)
+        if not client.beside and not self.room_class.raw:
+            self._farewell(client)
         if not self.clients:
             self.calls.stop_ticks()
             self.services.emptied(self, self.services.now)
+
+    def introduce(self, client: Client, user: User | None, name: str | None, data: Any) -> None:
+        """It is somebody else now, or says other things of itself."""
+        here = self.clients.get(client.id) is client and not client.beside
+        if here:
+            self.presence.remove(client)
+        client._user, client.name, client.data = user, name, data
+        if here:
+            self.presence.add(client)
+            self._presence_later()
+
+    def post(self, item: Message) -> None:
+        """Of somebody with the admin token (Rooms.post). Raises Refused."""
+        if self.room_class.raw:
+            raise Refused(f"room {self.slug!r} has a protocol of its own, it is sent no messages")
+        if "on_post" in self.calls.routes.overrides:
+            self.calls.hook("on_post", Message(item.type, read_any(item), item.id))
+        else:
+            self.outbox.broadcast(item)
 
     def expel(self, client: Client, code: int, reason: str) -> None:
         """Closes the link after what was sent before, and gives the seat up."""
@@ -345,7 +414,7 @@ class RoomCore:
         client._link = link
         client._behind = False
         self.outbox.place(client)
-        if self.room_class._elects_host and not client.beside and (self.host is None or client.id < self.host):
+        if self.room_class.elects_host and not client.beside and (self.host is None or client.id < self.host):
             self.host = client.id
 
     def _disconnect(self, client: Client) -> None:
@@ -397,6 +466,12 @@ class RoomCore:
         """Classic clients are told at once, of each; the others by presence, once per tick."""
         self.outbox.announce(CLASSIC, news, exclude)
         self._presence_later()
+
+    def _farewell(self, client: Client) -> None:
+        if client.lingers:
+            self._presence_later()
+        else:
+            self._announce(left(client.id, self.count), None)
 
     def _presence_later(self) -> None:
         if self._presence_timer is None and self.outbox.speaks(V1_DIALECT):

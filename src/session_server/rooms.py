@@ -13,7 +13,18 @@ from .config import Config
 from .handlers import Routes
 from .limits import Bucket, Buckets, network
 from .outbox import Link, Outbox
-from .protocol import Close, Hello, LimitExceeded, PieceError, Refused, RoomFull, SessionError, piece_of
+from .protocol import (
+    LOBBY,
+    Close,
+    Hello,
+    LimitExceeded,
+    Message,
+    PieceError,
+    Refused,
+    RoomFull,
+    SessionError,
+    piece_of,
+)
 from .room import Client, Relay, Room, RoomCore, User
 from .services import Services, Totals
 
@@ -45,6 +56,8 @@ class Rooms:
         wake: Callable[[float], None],
         spawn: Callable[[Awaitable[Any], float, Callable[[Any, BaseException | None], None]], None],
         verify: Callable[[str], User | None] = lambda token: None,
+        publish: Callable[[str, bytes], None] = lambda topic, data: None,
+        subscribe: Callable[[str, Callable[[bytes], None]], Callable[[], None]] = lambda topic, deliver: lambda: None,
         offer: Callable[[Client], str | None] = lambda client: None,
         answer: Callable[[Client, str], None] = lambda client, sdp: None,
         hangup: Callable[[Client], None] = lambda client: None,
@@ -53,9 +66,9 @@ class Rooms:
     ) -> None:
         """`clock()` is the time for authors, `token()` gives an unguessable string. `wake(when)` asks for a call of run
         at `when`, or at the end of this tick if that has passed. `spawn(awaitable, seconds, done)` runs it and calls
-        `done(value, error)`. `verify` returns the user of a token, or raises Refused. `offer`, `answer` and `hangup`
-        signal side links (see Services). `claim` returns the epoch in which this node owns a slug, `release` says that
-        the room is gone."""
+        `done(value, error)`. `verify` returns the user of a token, or raises Refused. `publish` and
+        `subscribe` join rooms by topics, `offer`, `answer` and `hangup` signal side links (see Services). `claim`
+        returns the epoch in which this node owns a slug, `release` says that the room is gone."""
         self.config = config
         self.timers = Timers(wake)
         self.totals = Totals()
@@ -81,6 +94,9 @@ class Rooms:
             offer,
             answer,
             hangup,
+            verify,
+            publish,
+            subscribe,
             clock,
         )
 
@@ -125,8 +141,11 @@ class Rooms:
         return LimitExceeded(limit, status, reason)
 
     def class_of(self, slug: str) -> type[Room]:
-        """Raises PieceError."""
-        return self._classes.room_class(piece_of(slug)) or Relay
+        """A room without code is a lobby of its own where classic pages get a room per slug. Raises PieceError."""
+        found = self._classes.room_class(piece_of(slug))
+        if found is None and self.config.isolate_classic:
+            found = self._classes.room_class(LOBBY)
+        return found or Relay
 
     def _open(self, slug: str) -> RoomCore:
         """The room of this slug, made if there is none. Raises LimitExceeded or PieceError."""
@@ -191,6 +210,11 @@ class Rooms:
     def forget_class(self, room_class: type[Room]) -> None:
         """It will not be asked for again."""
         self._routes.pop(room_class, None)
+
+    def post(self, slug: str, item: Message, now: float) -> None:
+        """A message of somebody with the admin token, to a room that is made if there is none. Raises SessionError."""
+        self._services.now = now
+        self._open(slug).post(item)
 
     # --- letting clients in -------------------------------------------------------------------------------------------
 

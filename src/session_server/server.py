@@ -219,6 +219,8 @@ class Server:
             wake=self._wake,
             spawn=self._spawn,
             verify=self.verifier.verify,
+            publish=lambda topic, data: engine.publish(f"topic:{topic}", data),
+            subscribe=lambda topic, deliver: engine.subscribe(f"topic:{topic}", deliver),
             offer=lambda client: self.channels.offer(client),
             answer=lambda client, sdp: self.channels.answer(client, sdp),
             hangup=lambda client: self.channels.hangup(client),

@@ -40,5 +40,8 @@ class Services:
     offer: Callable[[Any], str | None]  # SDP that invites this client to a side link; None if there are none here
     answer: Callable[[Any, str], None]  # its answer. Raises ValueError
     hangup: Callable[[Any], None]  # its reliable link ended, and with it what was signalled there
+    verify: Callable[[str], Any]  # the user of a token, None if tokens are not checked here. Raises Refused
+    publish: Callable[[str, bytes], None]  # to all rooms, of all nodes, that have subscribed to a topic
+    subscribe: Callable[[str, Callable[[bytes], None]], Callable[[], None]]  # what is returned ends it
     clock: Callable[[], float]  # for authors: an async handler goes on long after the call began that it answers
     now: float = 0.0  # seconds, monotonic: when the call under way began

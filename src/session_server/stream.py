@@ -63,7 +63,10 @@ class Stream(Generic[Client, Item]):
 
     def insert(self, client: Client, item: Item) -> None:
         """To this client alone, in its place among what all are sent."""
-        frame = self.pack(item)
+        self.insert_frame(client, self.pack(item))
+
+    def insert_frame(self, client: Client, frame: bytes | None) -> None:
+        """The same, of what is packed already."""
         if frame is not None:
             count = len(self._frames)
             self._edits.setdefault(client, []).append((count, count, frame))

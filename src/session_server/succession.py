@@ -6,8 +6,7 @@ from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 from typing import Any
 
-from .calls import ASYNC_LIMIT, Calls, TookTooLong
-from .clock import Timer
+from .calls import ASYNC_LIMIT, Calls, Pending, TookTooLong
 from .handlers import Routes
 
 
@@ -27,7 +26,7 @@ class Succession:
         """To be called between two calls (`Calls.after_this`); what is returned must end before the next."""
         calls = self._calls
         self._old, self._old_routes = calls.instance, calls.routes
-        self._old_timers: set[Timer] = calls.take_over(self._old, self._old_routes, set())
+        self._old_timers: Pending = calls.take_over(self._old, self._old_routes, set())
         try:
             calls.take_over(self._make(), self._routes, set())
             created = calls.instance.on_create()

@@ -8,3 +8,6 @@ class Lobby(Room):
 
     max_message = 1024 * 1024  # bytes; `code` carries whole sources
     relay = True
+    others = ("1v1:move", "squash:move", "world:*")
+    server_only = ("world:*:list", "world:*:ghost", "world:*:kick", "world:*:slug")
+    elects_host = True
