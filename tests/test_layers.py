@@ -17,7 +17,7 @@ ROOMS = (
     "links", "pieces",
 )  # fmt: skip
 STRANGERS = ("http", "signalling", "transports", "engine")  # these do not see each other
-TOP = ("logs", "tokens", "reload", "addresses", "tls", "server", "dev", "check", "load", "cli")
+TOP = ("logs", "tokens", "reload", "addresses", "tls", "server", "dev", "findings", "probe", "check", "load", "cli")
 FLOORS = (*GROUND, *ROOMS, *STRANGERS, *TOP)
 CLIENT = ("wire", "state", "links", "outbox", "handlers", "seat")  # the Python client, an annex with floors of its own
 QUIET = (*GROUND, *ROOMS, "rtc")
@@ -39,7 +39,7 @@ def may_import(here: Place, there: Place) -> bool:
     if mine == "client":
         return other in ("protocol", "trust")
     if other == "client":
-        return mine in ("check", "load")
+        return mine in ("probe", "check", "load")
     if mine == other:  # in a drawer only its contract, which is its __init__
         return len(here) > 1 and len(there) == 1
     if mine in STRANGERS and other in STRANGERS:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import resource
+import shutil
 import sys
+import textwrap
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
 from typing import Any, NoReturn
 
 import click
 
-from .config import Config, ConfigError, flag_of, flags
+from .config import Config, ConfigError, flag_of, flags, origin_of
 from .dev import announce, develop, watch
+from .findings import Finding, Level
 from .logs import make_log
 from .server import Server
 
@@ -84,6 +91,77 @@ def serve(**settings: Any) -> None:
 def dev(folder: str | None, lan: bool, **settings: Any) -> None:
     """Serve a folder of pieces while you write them."""
     run(develop(settings, folder, lan), announce)
+
+
+@main.command()
+@click.argument("url")
+@click.option("--origin", help="A site whose pages shall be let in, as https://host.")
+@click.option("--long", is_flag=True, help="Also leave the connection alone for a minute.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+def check(url: str, origin: str | None, long: bool, as_json: bool) -> None:
+    """Examine a running server as its clients see it.
+
+    URL is https://HOST, or https://HOST/session/SLUG to join that room, too. Exit code 1 if anything fails, 2 if the
+    URL cannot be used.
+    """
+    from .check import Doctor, Target  # here, as `serve` needs none of it
+
+    try:
+        target = Target.of(url)
+    except ValueError as error:
+        stop(str(error))
+    if origin is not None and (site := origin_of(origin)) is None:
+        stop(f"--origin is {origin!r}, expected https://HOST")
+    findings: list[Finding] = []
+
+    def tell(finding: Finding) -> None:
+        findings.append(finding)
+        if not as_json:
+            show(finding)
+
+    asyncio.run(Doctor(target, tell, origin and site, long).run())
+    counts = Counter(finding.level for finding in findings)
+    if as_json:
+        told = {"url": url, "ok": not counts[Level.FAILED], "findings": [asdict(finding) for finding in findings]}
+        click.echo(json.dumps(told, indent=2, ensure_ascii=False))
+    else:
+        click.echo(f"\n{counts[Level.FAILED]} failed, {counts[Level.WARNING]} with a warning, {counts[Level.OK]} good")
+    sys.exit(1 if counts[Level.FAILED] else 0)
+
+
+MARKS = {
+    Level.OK: ("✓", "green"),
+    Level.WARNING: ("!", "yellow"),
+    Level.FAILED: ("✗", "red"),
+    Level.SKIPPED: ("-", None),
+}
+
+
+def show(finding: Finding) -> None:
+    """One line, or as many as the terminal is too narrow for; what to do stands on its own."""
+    mark, color = MARKS[finding.level]
+    width = min(shutil.get_terminal_size().columns, 110)
+    fill = partial(
+        textwrap.fill, width=width, subsequent_indent=" " * 14, break_long_words=False, break_on_hyphens=False
+    )
+    line = fill(f"{mark} {finding.check:<12}{finding.tried}: {finding.seen}")
+    click.echo(click.style(mark, fg=color, bold=True) + line.removeprefix(mark))
+    if finding.advice:
+        click.echo(click.style(fill(finding.advice, initial_indent=" " * 12 + "→ "), bold=True))
+
+
+@main.command("new", cls=Command)
+@click.argument("name")
+@click.option("--pieces", default=None, metavar="DIR", help="Folder of pieces.  [default: pieces, or this folder]")
+def new(name: str, pieces: str | None) -> None:
+    """Write a small piece to start from."""
+    folder = Path(pieces or ("pieces" if Path("pieces").is_dir() else "."))
+    try:
+        files = create(name, folder)
+    except (ConfigError, OSError) as error:
+        stop(str(error))
+    click.echo(f"wrote {' and '.join(str(file) for file in files)}")
+    click.echo(f"Look at it: ac-session {folder}, then open /{name} in two windows.")
 
 
 def ac_session() -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
-from websockets.typing import Subprotocol
+from websockets.typing import Origin, Subprotocol
 
 from ..protocol import SUBPROTOCOL, Close
 from ..rtc import datachannel, sdp
@@ -40,11 +40,13 @@ class WebSocketLink:
         self._connection = connection
 
     @classmethod
-    async def open(cls, url: str, ssl: SSLContext | None) -> WebSocketLink:
+    async def open(cls, url: str, ssl: SSLContext | None, origin: str | None = None) -> WebSocketLink:
+        """`origin`: what a page of that site would say, `https://host`; None = we are no page."""
         options: dict[str, Any] = {"ssl": ssl} if ssl is not None else {}
         try:
             connection = await connect(
                 url,
+                origin=None if origin is None else Origin(origin),
                 subprotocols=[Subprotocol(SUBPROTOCOL)],
                 compression=None,  # the server has none
                 open_timeout=None,  # the caller's
