@@ -45,24 +45,27 @@ UNDER_WAY, DUE, ARRIVED, GIVEN_UP = range(4)  # states of a chunk that has a TSN
 
 
 class Message:
-    """All that is the same for every peer that it is sent to, made once."""
+    """All that is the same for every peer that it is sent to, made once. An ordered one is for one peer alone."""
 
-    __slots__ = ("chunks", "number", "payload", "ppid", "retransmits", "single", "size", "stream")
+    __slots__ = ("chunks", "number", "ordered", "payload", "ppid", "retransmits", "single", "size", "stream")
 
     def __init__(
-        self, stream: int, ppid: int, payload: bytes, number: int | None = None, retransmits: int | None = 0
+        self, stream: int, ppid: int, payload: bytes, ordered: bool = False, retransmits: int | None = 0
     ) -> None:
-        """`number`: its place among the ordered ones of its stream, None: unordered. `retransmits` None: as many as it
-        takes."""
+        """`retransmits` None: as many as it takes."""
         self.stream = stream
         self.ppid = ppid
         self.payload = payload
-        self.number = number
+        self.ordered = ordered
         self.retransmits = retransmits
-        self.chunks = [Chunk(self, at) for at in range(0, len(payload), MAX_FRAGMENT)]
-        self.size = sum([one.size for one in self.chunks])  # bytes on the wire
-        once = retransmits == 0 and number is None and len(self.chunks) == 1
+        self.number = 0  # in its stream, if ordered; known when it leaves, so that none is missing of those shed before
+        self.chunks = [] if ordered else self.fragment()
+        self.size = len(payload) + -len(payload) % 4 + 16 * -(-len(payload) // MAX_FRAGMENT)  # bytes on the wire
+        once = retransmits == 0 and len(self.chunks) == 1
         self.single = self.chunks[0] if once else None  # sent, and nothing more to do
+
+    def fragment(self) -> list[Chunk]:
+        return [Chunk(self, at) for at in range(0, len(self.payload), MAX_FRAGMENT)]
 
 
 class Chunk:
@@ -72,10 +75,10 @@ class Chunk:
 
     def __init__(self, message: Message, at: int) -> None:
         part = message.payload[at : at + MAX_FRAGMENT]
-        flags = UNORDERED if message.number is None else 0
+        flags = 0 if message.ordered else UNORDERED
         flags |= (FIRST if at == 0 else 0) | (LAST if at + MAX_FRAGMENT >= len(message.payload) else 0)
         self.head = CHUNK.pack(DATA, flags, 16 + len(part))
-        self.rest = DATA_TAIL(message.stream, message.number or 0, message.ppid) + part + bytes(-len(part) % 4)
+        self.rest = DATA_TAIL(message.stream, message.number, message.ppid) + part + bytes(-len(part) % 4)
         self.size = 8 + len(self.rest)  # bytes on the wire
 
 
@@ -140,11 +143,7 @@ class Sender:
         """False: too much waits already. What may be lost is always taken."""
         if retransmits is None and self._reliable_size + len(payload) > BUFFER:
             return False
-        number = None
-        if ordered:
-            number = self._numbers.get(stream, 0)
-            self._numbers[stream] = number + 1 & 0xFFFF
-        message = Message(stream, ppid, payload, number, retransmits)
+        message = Message(stream, ppid, payload, ordered, retransmits)
         if retransmits is None:
             self._reliable.append(message)
             self._reliable_size += message.size
@@ -158,13 +157,9 @@ class Sender:
         waiting.extend(messages)
         self._unreliable_size += size
         while self._unreliable_size > STALE and self._unreliable_size - waiting[0].size > STALE:
-            self._shed(self._pop_unreliable())
+            self._pop_unreliable()
+            self.shed += 1
         return self.shed - before
-
-    def _shed(self, message: Message) -> None:
-        self.shed += 1
-        if message.number is not None:  # those behind it must not wait for it: it is given up, for which it has a TSN
-            self._number(message, 0, GIVEN_UP)
 
     def forget(self, stream: int) -> None:
         """What waits on this stream will not be sent, and its numbers begin anew."""
@@ -253,14 +248,15 @@ class Sender:
 
     def _begin(self, message: Message) -> None:
         """It becomes due, its fragments with TSNs in a row (§6.9)."""
-        for fragment in range(len(message.chunks)):
-            self._due.append(self._number(message, fragment, DUE))
-
-    def _number(self, message: Message, fragment: int, state: int) -> Outgoing:
-        one = Outgoing(message, fragment, self.next_tsn, self.next_tsn, message.chunks[fragment].size, state)
-        self.next_tsn += 1
-        self._outstanding.append(one)
-        return one
+        if message.ordered:
+            message.number = self._numbers.get(message.stream, 0)
+            self._numbers[message.stream] = message.number + 1 & 0xFFFF
+            message.chunks = message.fragment()
+        for fragment, data in enumerate(message.chunks):
+            one = Outgoing(message, fragment, self.next_tsn, self.next_tsn, data.size, DUE)
+            self.next_tsn += 1
+            self._outstanding.append(one)
+            self._due.append(one)
 
     def forward(self) -> bytes:
         """FORWARD TSN: what was given up, up to the first that was not (RFC 3758 §3.5). What arrived is passed over
@@ -274,7 +270,7 @@ class Sender:
             if one.state < ARRIVED or is_fragment or len(skipped) == MAX_SKIPPED:
                 break
             last = one.last
-            if one.state == GIVEN_UP and message.number is not None:
+            if one.state == GIVEN_UP and message.ordered:
                 skipped[message.stream] = message.number
         return chunk(FORWARD_TSN, TSN(last & 0xFFFFFFFF) + b"".join(pack("!HH", *pair) for pair in skipped.items()))
 
