@@ -146,16 +146,17 @@ class Doctor:
         tried = f"connecting to {host}, port {port}"
         try:
             self._addresses = await resolve(host)
-            if uses_tls:
-                await self._handshake(host, port)
-            else:
-                await connect(host, port, None)
-                self._tell(findings.without_tls(tried, self._addresses))
-        except ssl.SSLError as error:
-            self._tell(findings.no_tls(tried, error.reason or str(error)))
-            return False
+            await connect(host, port, None)
         except (OSError, UnicodeError) as error:
             self._tell(findings.no_connection(tried, error))
+            return False
+        if not uses_tls:
+            self._tell(findings.without_tls(tried, self._addresses))
+            return True
+        try:
+            await self._handshake(host, port)
+        except OSError as error:  # ssl.SSLError and TimeoutError are among them
+            self._tell(findings.no_tls(tried, why(error)))
             return False
         return True
 
