@@ -176,4 +176,4 @@ def state_folder() -> Path:
         base = Path(os.environ.get("XDG_STATE_HOME", ""))
         return (base if base.is_absolute() else Path.home() / ".local" / "state") / "session-server"
     except RuntimeError:
-        raise ConfigError("--tls self-signed has no folder to keep its certificate in; set XDG_STATE_HOME") from None
+        raise ConfigError("this user has no home folder to keep state in; set XDG_STATE_HOME") from None
