@@ -11,6 +11,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from dataclasses import asdict
 from functools import partial
 from typing import Any, NoReturn
@@ -18,9 +19,10 @@ from typing import Any, NoReturn
 import click
 
 from .config import Config, ConfigError, flag_of, flags, origin_of
-from .dev import announce, develop, watch
+from .dev import announce, create, develop, watch
 from .findings import Finding, Level
 from .logs import make_log
+from .port import claim
 from .server import Server
 
 ENVIRONMENT = "SESSION_SERVER_"
@@ -165,8 +167,12 @@ def new(name: str, pieces: str | None) -> None:
 
 
 def ac_session() -> None:
-    """`ac-session [DIR]` is `session-server dev [DIR]`."""
-    dev.main(prog_name="ac-session")
+    """`ac-session [DIR]` is `session-server dev [DIR]`, `ac-session new NAME` is `session-server new NAME`."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["new"]:
+        new.main(arguments[1:], prog_name="ac-session new")
+    else:
+        dev.main(arguments, prog_name="ac-session")
 
 
 def run(settings: dict[str, Any], ready: Callable[[Server, str], None]) -> None:
@@ -192,9 +198,12 @@ async def live(config: Config, log: Any, ready: Callable[[Server, str], None]) -
         raise ConfigError("a piece cannot be loaded: " + "; ".join(errors))
     for error in errors:
         log.error("a piece cannot be loaded", error=error)
-    await server.start()
     if config.development:
+        sockets, held = claim(config, lambda line: click.echo(line, err=True))  # `held` is, until this ends
+        await server.start(sockets)
         server.run(watch(server))
+    else:
+        await server.start()
     await server.serve(lambda url: ready(server, url))
 
 

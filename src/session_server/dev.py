@@ -1,15 +1,26 @@
-"""`session-server dev`: the same server with the comforts of development."""
+"""`session-server dev`, alias `ac-session`: the same server with the comforts of development."""
 
 from __future__ import annotations
 
+import re
+import sys
+from pathlib import Path
 from typing import Any, Final
 
 import click
+import segno
 from watchfiles import awatch
 
+from .addresses import own_addresses
+from .config import ConfigError
+from .pieces import BUILT_IN, name_error
 from .server import Server
 
 QUIET_FOR: Final = 30  # milliseconds without another edit, then what was saved is taken over
+LAN_NOTE: Final = (
+    "Other devices reach it as plain http: rooms and UDP work, but browsers keep camera, microphone, sensors and\n"
+    "clipboard for https. With --tls self-signed pages have them, after one warning on each device."
+)
 
 
 def develop(settings: dict[str, Any], folder: str | None, lan: bool) -> dict[str, Any]:
@@ -30,6 +41,14 @@ def announce(server: Server, url: str) -> None:
     for slug, piece in sorted(server.pieces.table.items()):
         if piece.page is not None:
             click.echo(f"  {url}/{slug}")
+    if server.config.host == "0.0.0.0":
+        for address in own_addresses(server.config.host):
+            elsewhere = f"{server.config.scheme}://{address}:{server.ports[0]}"
+            click.echo(f"On this network: {elsewhere}")
+            if sys.stdout.isatty():
+                segno.make(elsewhere).terminal(compact=True)
+        if not server.config.tls_cert and not server.config.tls:
+            click.echo(LAN_NOTE)
     click.echo("Stop with Ctrl+C.")
 
 
@@ -38,3 +57,19 @@ async def watch(server: Server) -> None:
     assert server.pieces.folder is not None
     async for _ in awatch(server.pieces.folder, step=QUIET_FOR, rust_timeout=1000, yield_on_timeout=False):
         server.reload()
+
+
+def create(name: str, folder: Path) -> list[Path]:
+    """Writes a small piece that works, to start from. Raises ConfigError."""
+    files = [folder / f"{name}.py", folder / f"{name}.html"]
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
+        raise ConfigError(f"{name!r} is no name for a piece, expected small letters, digits, - and _")
+    if error := name_error(name, files[0]):
+        raise ConfigError(error)
+    if there := [str(file) for file in files if file.exists()]:
+        raise ConfigError(f"{' and '.join(there)} is there already, choose another name")
+    words = "".join(word.capitalize() for word in re.split("[-_]", name))
+    for file, (old, new) in zip(files, (("class Piece", f"class {words}"), (">piece<", f">{name}<")), strict=True):
+        text = Path(BUILT_IN, f"_piece{file.suffix}").read_text(encoding="utf-8")
+        file.write_text(text.replace(old, new), encoding="utf-8")
+    return files

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import re
 import secrets
@@ -11,7 +10,6 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
@@ -26,6 +24,7 @@ from .config import Config, ConfigError
 from .engine.memory import MemoryEngine
 from .http import Site
 from .pieces import Pieces
+from .port import bind, bind_udp
 from .protocol import Close, Tickets
 from .reload import Reloader
 from .rfc6455 import refusal
@@ -469,50 +468,3 @@ def folder_of(config: Config) -> Path:
     if not folder.is_dir():
         raise ConfigError(f"--pieces is {config.pieces!r}, expected a folder")
     return folder
-
-
-def bind(config: Config, type: int = socket.SOCK_STREAM) -> list[socket.socket]:
-    """Bound sockets: both loopback addresses, both families, or the one address asked for. Raises ConfigError."""
-    if config.host is None:
-        hosts = ["127.0.0.1", "::1"] if config.development else ["0.0.0.0", "::"]
-    else:
-        hosts = [config.host]
-    sockets: list[socket.socket] = []
-    port = config.port
-    for host in hosts:
-        try:
-            sockets.append(listen(host, port, type))
-        except OSError as error:
-            if sockets and error.errno in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
-                continue  # a machine without IPv6
-            for bound in sockets:
-                bound.close()
-            raise ConfigError(unable(host, port, error)) from None
-        port = sockets[0].getsockname()[1]
-    return sockets
-
-
-def bind_udp(config: Config, port: int) -> list[socket.socket]:
-    """UDP sockets on the addresses and the port number of TCP. Raises ConfigError."""
-    return bind(replace(config, port=config.udp_port or port), socket.SOCK_DGRAM)
-
-
-def listen(host: str, port: int, type: int) -> socket.socket:
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=type, flags=socket.AI_PASSIVE)[0]
-    listener = socket.socket(family, kind)
-    try:
-        if type == socket.SOCK_STREAM:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind(address)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def unable(host: str, port: int, error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"--port {port} is in use by another program; stop it, or let `--port 0` choose a free one"
-    return f"cannot listen on {host} port {port}: {error.strerror or error}"
