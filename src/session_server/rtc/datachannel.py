@@ -488,8 +488,8 @@ class Peer:
         if packets:
             self._heard = now
             for packet in packets:
-                association.receive(packet, now)
-            self._collect(now)
+                if association.receive(packet, now):
+                    self._collect(now)
         if dtls.state != "connected":
             self._end(dtls.reason)
 

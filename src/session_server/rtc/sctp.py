@@ -226,14 +226,16 @@ class Association:
 
     # --- packets in ---------------------------------------------------------------------------------------------------
 
-    def receive(self, packet: bytes, now: float) -> None:
+    def receive(self, packet: bytes, now: float) -> bool:
+        """Whether there are events now."""
         if self._state == "ended":
             self.ignored += 1
-            return
+            return False
         try:
             self._receive_chunks(packet, self._tag if self._to_us.fits(packet) else wire.tag_of(packet), now)
         except ValueError:
             self.ignored += 1
+        return bool(self._events)
 
     def _receive_chunks(self, packet: bytes, tag: int, now: float) -> None:
         at, end = 12, len(packet)

@@ -153,13 +153,14 @@ class Sender:
 
     def push(self, messages: Sequence[Message], size: int) -> int:
         """Of those that may be lost, in all `size` bytes on the wire. The oldest make room; returns how many."""
-        waiting, before = self._unreliable, self.shed
+        waiting, shed = self._unreliable, 0
         waiting.extend(messages)
         self._unreliable_size += size
         while self._unreliable_size > STALE and self._unreliable_size - waiting[0].size > STALE:
             self._pop_unreliable()
-            self.shed += 1
-        return self.shed - before
+            shed += 1
+        self.shed += shed
+        return shed
 
     def forget(self, stream: int) -> None:
         """What waits on this stream will not be sent, and its numbers begin anew."""
@@ -288,17 +289,17 @@ class Sender:
         if not before <= cumulative < self.next_tsn:
             return  # old, or of what was never sent
         full = self._flight + MAX_PACKET > self.window
-        arrived = self._take_cumulative(cumulative)
+        acked, newest = self._take_cumulative(cumulative)
         if gaps:
-            arrived += self._take_gaps(unpack_from(f"!{2 * gaps}H", packet, at + 16))
-        acked = sum([one.size for one in arrived])
+            acked_beyond, newest_beyond = self._take_gaps(unpack_from(f"!{2 * gaps}H", packet, at + 16))
+            acked, newest = acked + acked_beyond, max(newest, newest_beyond)
         self._flight -= acked
-        if arrived and self._timed is not None and self._timed[0].state == ARRIVED:
+        if self._timed is not None and self._timed[0].state == ARRIVED:
             self._measure(now - self._timed[1])
-        if gaps and arrived:
-            self._miss(max([one.left for one in arrived]))
+        if gaps and acked:
+            self._miss(newest)
         self._peer_window = window
-        if arrived or not window:  # a closed window is an answer, too (§6.1, A)
+        if acked or not window:  # a closed window is an answer, too (§6.1, A)
             self._tries = 0
         if cumulative > before:
             if full and cumulative > self._recover_until:
@@ -307,20 +308,22 @@ class Sender:
         if self._outstanding and self._outstanding[0].state == GIVEN_UP:
             self.forward_due = True
 
-    def _take_cumulative(self, cumulative: int) -> list[Outgoing]:
-        """All up to this TSN came; returns those of which that is news."""
-        arrived, outstanding = [], self._outstanding
+    def _take_cumulative(self, cumulative: int) -> tuple[int, int]:
+        """All up to this TSN came: how many bytes of which that is news, and the newest packet that brought such."""
+        acked, newest, outstanding = 0, -1, self._outstanding
         while outstanding and outstanding[0].last <= cumulative:
             one = outstanding.popleft()
             if one.state == UNDER_WAY:
-                arrived.append(one)
+                acked += one.size
+                if one.left > newest:
+                    newest = one.left
             one.state = ARRIVED
         self._acked = cumulative
-        return arrived
+        return acked, newest
 
-    def _take_gaps(self, blocks: tuple[int, ...]) -> list[Outgoing]:
+    def _take_gaps(self, blocks: tuple[int, ...]) -> tuple[int, int]:
         """The same for what came beyond a gap: pairs of first and last, counted from the cumulative TSN."""
-        arrived, block = [], 0
+        acked, newest, block = 0, -1, 0
         for one in self._outstanding:
             while block < len(blocks) and self._acked + blocks[block + 1] < one.last:
                 block += 2
@@ -328,9 +331,10 @@ class Sender:
                 break
             if self._acked + blocks[block] <= one.first and one.state < ARRIVED:
                 if one.state == UNDER_WAY:
-                    arrived.append(one)
+                    acked += one.size
+                    newest = max(newest, one.left)
                 one.state = ARRIVED
-        return arrived
+        return acked, newest
 
     def _miss(self, newest: int) -> None:
         """What left three packets before this one is lost (§7.2.4). The window is halved once per round trip.
