@@ -18,7 +18,8 @@ ROOMS = (
 )  # fmt: skip
 STRANGERS = ("http", "signalling", "transports", "engine")  # these do not see each other
 TOP = (
-    "logs", "tokens", "reload", "addresses", "tls", "port", "server", "dev", "findings", "probe", "check", "load", "cli",
+    "logs", "tokens", "reload", "addresses", "tls", "port", "server", "dev", "findings", "probe", "check", "load",
+    "cli",
 )  # fmt: skip
 FLOORS = (*GROUND, *ROOMS, *STRANGERS, *TOP)
 CLIENT = ("wire", "state", "links", "outbox", "handlers", "seat")  # the Python client, an annex with floors of its own

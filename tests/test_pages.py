@@ -13,6 +13,7 @@ from serving import Serving, serving
 
 PIECES = Path(__file__).parent.parent / "pieces"
 EXAMPLES = ("field", "chat", "pong")
+EXAMPLE_PAGES = {f"{name}.html": Path(PIECES, f"{name}.html").read_text(encoding="utf-8") for name in EXAMPLES}
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +64,9 @@ async def test_two_windows_of_the_field_see_each_others_cursors_move(site: Servi
 
 @in_chromium
 async def test_who_is_not_let_in_reads_why(context: BrowserContext) -> None:
-    pages = {f"{name}.html": Path(PIECES, f"{name}.html").read_text(encoding="utf-8") for name in EXAMPLES}
     closed = "from session_server import Refused, Room\nclass Closed(Room):\n    def on_auth(self, token, data):\n"
     code = {f"{name}.py": f"{closed}        raise Refused('come back at noon')" for name in EXAMPLES}
-    with serving(pages | code, development=True) as site:
+    with serving(EXAMPLE_PAGES | code, development=True) as site:
         page = await context.new_page()
         for name in EXAMPLES:
             await page.goto(f"http://localhost:{site.port}/{name}")
