@@ -78,6 +78,7 @@ class Site:
         self._details = self._registry(process=True)
         self._routes: dict[str, Callable[[web.BaseRequest], Answer]] = {
             "/": self._home,
+            "/check": lambda request: web.FileResponse(WEB / "check.html", headers=CHECKED),
             "/health": self._health,
             "/status": self._status,
             "/metrics": self._metrics,
