@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,7 @@ from serving import (
     upgrade_head,
 )
 from session_server.config import Config, flags
+from session_server.port import bind_udp
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -217,6 +219,25 @@ async def test_a_browser_behind_caddy_has_both_links(behind: tuple[Serving, Prox
     }""")
     await context.close()
     assert sorted(kinds) == ["datachannel", "websocket"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "everywhere"),
+    [
+        ({"host": "127.0.0.1", "public_url": "https://play.example"}, True),
+        ({"host": "localhost", "public_url": "https://play.example"}, True),
+        ({"host": "127.0.0.1"}, False),
+        ({"host": "127.0.0.1", "public_url": "http://localhost:8889"}, False),
+        ({"host": "127.0.0.1", "public_url": "https://play.example", "development": True}, False),
+    ],
+)
+def test_udp_is_open_where_tcp_is_left_to_a_proxy(settings: dict[str, Any], everywhere: bool) -> None:
+    """Behind a proxy everybody binds to loopback; with UDP there too, each client would go on by WebSocket, unsaid."""
+    sockets = bind_udp(Config(port=0, **settings), 0)
+    addresses = {sock.getsockname()[0] for sock in sockets}
+    for sock in sockets:
+        sock.close()
+    assert ("0.0.0.0" in addresses) == everywhere, addresses
 
 
 # --- systemd, nft, fish, container ------------------------------------------------------------------------------------

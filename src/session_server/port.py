@@ -14,9 +14,11 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final
+from urllib.parse import urlsplit
 
 import psutil
 
+from .addresses import is_loopback
 from .config import Config, ConfigError
 from .tls import state_folder
 
@@ -50,8 +52,15 @@ def bind(config: Config, type: int = socket.SOCK_STREAM) -> list[socket.socket]:
 
 
 def bind_udp(config: Config, port: int) -> list[socket.socket]:
-    """UDP sockets on the addresses and the port number of TCP. Raises ConfigError."""
-    return bind(replace(config, port=config.udp_port or port), socket.SOCK_DGRAM)
+    """UDP sockets on the addresses and the port number of TCP; on all addresses where TCP alone is left to a proxy on
+    this machine, since no proxy passes UDP on. Raises ConfigError."""
+    host = None if is_loopback(config.host) and is_public(config) else config.host
+    return bind(replace(config, host=host, port=config.udp_port or port), socket.SOCK_DGRAM)
+
+
+def is_public(config: Config) -> bool:
+    url = config.public_url
+    return not config.development and url is not None and not is_loopback(urlsplit(url).hostname)
 
 
 def listen(host: str, port: int, type: int) -> socket.socket:
