@@ -154,6 +154,36 @@ def test_the_user_of_on_auth_is_the_client_s() -> None:
         site.until(lambda: site.server.rooms.totals.messages_in == 1)
 
 
+SLOW = """
+import asyncio
+from session_server import Room
+
+class Slow(Room):
+    relay = True
+    def on_create(self):
+        self.asked, self.gate = 0, asyncio.Event()
+    async def on_auth(self, token, data):
+        self.asked += 1
+        if self.asked == 2:  # the second time, when the seat is taken
+            await self.gate.wait()
+"""
+
+
+def test_what_comes_while_on_auth_thinks_is_kept_up_to_a_limit() -> None:
+    with serving({"slow": SLOW}) as site, GeckosPeer(site, ticket_for(site, "slow")) as peer:
+        peer.open()
+        for number in range(5):
+            peer.emit("tv", number)
+        for _ in range(2):
+            peer.say("x" * 40_000)
+            peer.until(lambda: peer.peer.buffered == 0)
+        site.until(lambda: site.server.rooms.totals.refused["early"] == 1)
+        site.call(lambda: room(site, "slow").gate.set())
+        peer.until(lambda: len(peer.heard) == 5)
+        assert sorted(peer.heard) == [f'{{"tv":{number}}}' for number in range(5)]  # type: ignore[type-var]
+        assert site.call(lambda: site.server.rooms.totals.messages_in) == 6
+
+
 def test_a_full_room_a_raw_room_a_broken_piece_and_a_draining_server_refuse() -> None:
     pieces = {
         "one": "from session_server import Room\nclass One(Room):\n    max_clients = 1\n    relay = True",
@@ -434,6 +464,8 @@ def test_an_answer_that_cannot_be_used_is_refused(site: Serving, line: str, inst
         assert line in good
         peer.answer = good.replace(line, instead)
         assert peer.describe().status == 400
+        offer = {"type": "offer", "sdp": good}
+        assert signal(site, f"{CONNECTIONS}/{peer.id}/remote-description", offer).status == 400
         peer.answer = good + "a=candidate:nonsense\r\na=candidate:1 1 UDP 1 999.1.1.1 1 typ host\r\n"
         peer.status = peer.describe().status  # what we do not need is not looked at
         peer.open()
