@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
@@ -218,6 +220,27 @@ async def test_from_another_origin_that_may(page: Page) -> None:
             ticket,
         )
         assert await heard(page, 1) == [["tv", 1]]
+
+
+@pytest.mark.parametrize("percent", [5, 20])
+def test_on_a_net_that_loses_datagrams_as_much_is_lost_and_no_more(percent: int) -> None:
+    """For real: a client in Node, in a network namespace whose firewall drops UDP at random."""
+    bundles()
+    if os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "ip", "nft"))):
+        pytest.skip("a network namespace that loses datagrams needs root, unshare, ip and nft")
+    if subprocess.run(["unshare", "--net", "nft", "list", "ruleset"], capture_output=True).returncode:
+        pytest.skip("the kernel gives no network namespace with nft here")
+    script = ROOT / "tests" / "geckos" / "lossy.py"
+    command = ["unshare", "--net", sys.executable, script, str(percent), "200"]
+    paths = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=18, env=os.environ | {"PYTHONPATH": paths})
+    assert done.returncode == 0, done.stderr
+    heard = json.loads(done.stdout)
+    assert heard["number"] == [*range(10, 201, 10)], "what is reliable comes, once and in order"
+    for type in ("snapshot", "move"):
+        assert len(heard[type]) == len(set(heard[type])), "nothing comes twice"
+        share = len(heard[type]) / 200
+        assert 1 - percent / 100 - 0.15 < share < 1, f"{share:.0%} of {type} came, {percent} % were dropped"
 
 
 def test_a_client_in_node(site: Serving) -> None:
