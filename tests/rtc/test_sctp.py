@@ -486,6 +486,20 @@ def test_a_long_message_of_which_a_part_is_lost_is_given_up_whole() -> None:
     talk(pair)
 
 
+@pytest.mark.parametrize("order", [(1, 3, 4), (3, 4, 1), (4, 3, 1)])
+def test_of_a_message_that_was_given_up_no_fragment_is_kept_however_late(order: tuple[int, ...]) -> None:
+    pair = connected()
+    enemy = Enemy(pair)
+    flags = {1: wire.FIRST, 3: 0, 4: wire.LAST}
+    for number, tsn in enumerate(order):
+        if number == 1:
+            enemy.write(wire.chunk(wire.FORWARD_TSN, wire.TSN(enemy.tsn + 2 & 0xFFFFFFFF)))
+        enemy.write(enemy.data(tsn, flags[tsn] | wire.UNORDERED))
+    assert not pair.b._receiver._fragments and pair.b._receiver._held == 0
+    enemy.write(enemy.data(5, wire.FIRST), enemy.data(6, wire.LAST))
+    assert pair.b.take_events() == [Received(1, BINARY, b"xx")]
+
+
 def test_a_peer_that_is_not_heard_of_is_asked_ever_more_seldom_and_then_gone() -> None:
     pair = connected()
     pair.network.loss = 1.0

@@ -122,6 +122,7 @@ class Receiver:
         else:
             self._held += len(message.payload) + HOLDING
             self._join(tsn, Fragment(flags, number, message, tsn))
+            self._forget_beheaded()
 
     def _join(self, tsn: int, fragment: Fragment) -> None:
         """Runs of neighbours grow together, each end knowing the other, until one is a whole message."""
@@ -189,13 +190,18 @@ class Receiver:
         for one in passed if len(passed) < len(fragments) else tuple(fragments):
             if one <= tsn and one in fragments:
                 self._forget(one)
-        while tsn + 1 in fragments and not fragments[tsn + 1].flags & FIRST:  # the beginning of its message is gone
-            tsn += 1
-            self._forget(tsn)
         self._forwarded = tsn
-        self._advance(tsn)
+        self._forget_beheaded()
+        self._advance(self._forwarded)
         for stream, number in iter_unpack("!HH", body[4 : len(body) & ~3]):
             self._skip(stream, number)
+
+    def _forget_beheaded(self) -> None:
+        """Fragments of which the beginning was given up: they may come even later than that is said."""
+        after = self._forwarded + 1
+        while after in self._fragments and not self._fragments[after].flags & FIRST:
+            self._forget(after)
+            self._forwarded, after = after, after + 1
 
     def _skip(self, stream: int, number: int) -> None:
         """Messages of a stream up to this number will not come; those that are here are delivered."""

@@ -369,10 +369,10 @@ class Sender:
         self._due.extendleft(reversed(again))
 
     def _give_up_rest(self, lost: Outgoing) -> None:
-        """The other fragments of a message that cannot be whole any more (RFC 3758 §3.5)."""
+        """The other fragments of a message that cannot be whole any more, arrived or not (RFC 3758 §3.5)."""
         start = lost.first - lost.fragment
         for one in self._outstanding if len(lost.message.chunks) > 1 else ():
-            if start <= one.first < start + len(lost.message.chunks) and one.state < ARRIVED:
+            if start <= one.first < start + len(lost.message.chunks):
                 self._flight -= one.size if one.state == UNDER_WAY else 0
                 one.state = GIVEN_UP
 
