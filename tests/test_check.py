@@ -16,7 +16,9 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from playwright.async_api import Page, expect
 
+from browser import in_chromium, page_fixture  # noqa: F401  (pytest finds the fixture `page` by it)
 from client_peer import in_loop
 from serving import Serving, serving
 from session_server import check, findings, probe
@@ -566,3 +568,48 @@ def test_a_site_that_is_none_is_refused(site: Serving) -> None:
 )
 def test_what_may_be_examined(url: str, base: str, slug: str | None) -> None:
     assert Target.of(url) == Target(base, slug)
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+async def visited(page: Page, site: Serving) -> dict[str, str]:
+    """What the page at /check says: each line's name, and how it ended. The last of a name counts."""
+    await page.goto(f"http://127.0.0.1:{site.port}/check")
+    await expect(page.locator("footer")).to_be_visible(timeout=40_000)
+    lines = await page.locator("li").all()
+    return {await line.locator("b").inner_text(): await line.get_attribute("class") or "" for line in lines}
+
+
+@pytest.mark.timeout(60)
+@in_chromium
+async def test_the_page_of_a_healthy_server(site: Serving, page: Page) -> None:
+    said = await visited(page, site)
+    assert [name for name in said if name not in {"messages", "datagrams"}] == [
+        "TLS", "discovery", "WebSocket", "signalling", "UDP", "session.js", "clock"
+    ]  # fmt: skip
+    assert all(level == "ok" for name, level in said.items() if name not in {"messages", "datagrams"})
+    assert {said["messages"], said["datagrams"]} <= {"ok", "warning"}, "how fast this computer is, is no question"
+    assert await page.locator("#plot circle.UDP").count() > 0
+
+
+@pytest.mark.timeout(60)
+@in_chromium
+async def test_the_page_where_udp_does_not_arrive(page: Page) -> None:
+    with serving() as site:
+        for one in site.server.channels._sockets.values():
+            site.call(lambda one=one: site.loop.remove_reader(one.fileno()))
+        said = await visited(page, site)
+        await expect(page.locator("#verdict")).to_have_text("It works, by WebSocket alone.")
+    assert said["signalling"] == "ok" and said["UDP"] == said["session.js"] == "warning"
+    assert "datagrams" not in said
+
+
+@pytest.mark.timeout(60)
+@in_chromium
+async def test_the_page_of_a_server_whose_proxy_eats_the_upgrade(site: Serving, page: Page) -> None:
+    async with spoiled(site, request=without("Upgrade", "Connection"), only="GET /session/") as proxy:
+        await page.goto(f"{proxy.url}/check")
+        await expect(page.locator("#verdict")).to_have_text("Something is wrong.", timeout=40_000)
+        await expect(page.locator("li.failed b")).to_have_text("WebSocket")
+        await expect(page.locator("li.failed em")).to_contain_text("Upgrade")
