@@ -13,7 +13,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -90,13 +92,14 @@ class Proxy:
 
 
 @contextmanager
-def caddy(upstream: int, folder: Path) -> Iterator[Proxy]:
-    """deploy/Caddyfile at work, with a certificate of Caddy's own for localhost."""
+def caddy(upstream: int, folder: Path, file: str = "Caddyfile", **more: str) -> Iterator[Proxy]:
+    """A file of deploy/ at work, with a certificate of Caddy's own for localhost. `more`: what else it asks for."""
     program = installed("caddy")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    (folder / "Caddyfile").write_text(CADDY % (folder, DEPLOY / "Caddyfile"), encoding="utf-8")
-    places = {"SITE": f"https://localhost:{port}", "UPSTREAM": f"127.0.0.1:{upstream}", "HOME": str(folder)}
+    (folder / "Caddyfile").write_text(CADDY % (folder, DEPLOY / file), encoding="utf-8")
+    site = f"https://localhost:{port}"
+    places = {"SITE": site, "SITES": site, "UPSTREAM": f"127.0.0.1:{upstream}", "HOME": str(folder)} | more
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [program, "run", "--config", "Caddyfile"], cwd=folder, env=os.environ | places, stdout=log, stderr=log
@@ -136,11 +139,48 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Serving, 
         yield it, proxy
 
 
-def test_the_caddyfile_is_valid_and_formatted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["Caddyfile", "migration.Caddyfile"])
+def test_the_caddyfile_is_valid_and_formatted(file: str, tmp_path: Path) -> None:
     program = installed("caddy")
-    said = run(program, "validate", "--config", DEPLOY / "Caddyfile", "--adapter", "caddyfile", HOME=str(tmp_path))
+    said = run(program, "validate", "--config", DEPLOY / file, "--adapter", "caddyfile", HOME=str(tmp_path))
     assert "Valid configuration" in said and '"level":"warn"' not in said
-    assert run(program, "fmt", DEPLOY / "Caddyfile") == (DEPLOY / "Caddyfile").read_text()
+    assert run(program, "fmt", DEPLOY / file) == (DEPLOY / file).read_text()
+
+
+def test_both_servers_side_by_side_each_get_what_is_theirs(tmp_path: Path) -> None:
+    with serving() as it, former() as other, caddy(
+        it.port, tmp_path, "migration.Caddyfile", FORMER=f"127.0.0.1:{other}", CHATS="http://127.0.0.2:0"
+    ) as proxy:  # fmt: skip
+        for target in ("/status-stream", "/module/lib/disk.mjs", "/chat/log", "/machines?role=viewer", "/ff1/cast"):
+            assert proxy.ask(target).text == "the former server", target
+        for target in ("/health", "/session/field", "/status", "/session/status-stream"):
+            assert proxy.ask(target).text != "the former server", target
+        with proxy.join("/") as peer:
+            assert peer.until("connected")
+
+
+@contextmanager
+def former() -> Iterator[int]:
+    """The port of a server that says only who it is."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            said = b"the former server"
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_discovery_through_caddy_names_the_proxy(behind: tuple[Serving, Proxy]) -> None:

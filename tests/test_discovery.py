@@ -112,12 +112,18 @@ ASK = """
 PLAY = "https://play.example.org"
 PUBLIC = {"SESSION_SERVER_PUBLIC_URL": PLAY}
 LOCAL = {"NETLIFY_DEV": "true"}
+OLD = {"SESSION_SERVER_OLD_URL": "https://old.example.org", "SESSION_SERVER_OLD_PIECES": "duel arena"}
 
 
 @pytest.mark.parametrize(
     ("asked", "environment", "url"),
     [
         ("https://site.example/session/field~a?service=undefined", PUBLIC, PLAY),
+        ("https://site.example/session/duel~a?service=undefined", PUBLIC | OLD, "https://old.example.org"),
+        ("https://site.example/session/arena:1", PUBLIC | OLD, "https://old.example.org"),
+        ("https://site.example/session/duels", PUBLIC | OLD, PLAY),
+        ("https://site.example/session/~duel", PUBLIC, PLAY),
+        ("http://localhost:8888/session/duel", LOCAL | OLD, "https://localhost:8889"),
         ("http://localhost:8888/session/field", LOCAL, "https://localhost:8889"),
         ("http://localhost:8888/session/field?forceProduction=1", LOCAL | PUBLIC, PLAY),
         ("https://local.aesthetic.computer/session/a", LOCAL, "https://session.local.aesthetic.computer"),

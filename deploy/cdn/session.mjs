@@ -1,7 +1,9 @@
 // GET /session/{slug} at a CDN (Netlify: netlify/functions/session.mjs), for a site whose session server is elsewhere.
 // It says what the server itself would say, and is tested with the same vectors: tests/vectors/discovery.json.
 
-const { SESSION_SERVER_PUBLIC_URL, SESSION_SERVER_LOCAL_NAME, NETLIFY_DEV } = globalThis.process?.env ?? {};
+const environment = globalThis.process?.env ?? {};
+const { SESSION_SERVER_PUBLIC_URL, SESSION_SERVER_LOCAL_NAME, NETLIFY_DEV } = environment;
+const { SESSION_SERVER_OLD_URL, SESSION_SERVER_OLD_PIECES = "" } = environment;
 
 const settings = {
   publicUrl: SESSION_SERVER_PUBLIC_URL, // the one variable that says which server pages go to
@@ -9,6 +11,7 @@ const settings = {
   development: NETLIFY_DEV === "true", // set by `netlify dev`
   port: 8889, // of the session server in development
 };
+const oldPieces = new Set(SESSION_SERVER_OLD_PIECES.match(/\S+/g)); // these stay at SESSION_SERVER_OLD_URL for now
 const headers = { "Access-Control-Allow-Origin": "*", "Cache-Control": "no-store" };
 
 export const config = { path: "/session/*" };
@@ -21,7 +24,9 @@ export default function session(request) {
     const told = development // the page is on another port of the same machine
       ? discover(settings, "https", `${hostname}:${port}`, pathname + search)
       : discover(settings, protocol.slice(0, -1), host, pathname + search);
-    return Response.json({ ...told, state: "Ready" }, { headers });
+    const stays = !development && oldPieces.has(told.room.split(/[~:]/)[0]);
+    const answer = stays ? { url: SESSION_SERVER_OLD_URL, udp: SESSION_SERVER_OLD_URL } : told;
+    return Response.json({ ...answer, state: "Ready" }, { headers });
   } catch (error) {
     return new Response(error.message + "\n", { status: 400, headers }); // pages take a text for an error
   }
