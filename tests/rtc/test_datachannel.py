@@ -455,6 +455,13 @@ def test_a_check_is_answered_with_no_more_bytes_than_it_had(request_: bytes, cod
     assert (VICTIM in world.server.addresses) == (code is None)
 
 
+def test_not_even_a_proven_check_is_answered_with_more_bytes_than_it_had() -> None:
+    world = World()
+    short = stun.build(stun.REQUEST, bytes(12), [(stun.USERNAME, f"{LOCAL.ufrag}:x".encode())], LOCAL.password)
+    world.server.receive(short[:-8][:2] + (len(short) - 28).to_bytes(2, "big") + short[4:-8], ("2001:db8::9", 1), 0.0)
+    assert world.server.addresses == (("2001:db8::9", 1),) and world.server.transmit(0.0) == []
+
+
 @pytest.mark.parametrize(("attribute", "code"), [(stun.ICE_CONTROLLED, 487), (0x7F00, 420)])
 def test_a_proven_check_that_cannot_be_served_is_refused(attribute: int, code: int) -> None:
     world = World()

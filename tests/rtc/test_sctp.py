@@ -665,6 +665,33 @@ def test_what_must_arrive_arrives_in_order_over_the_worst_network() -> None:
         assert heard.count(b"may be lost") > 40
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_is_said_over_whatever_network_nothing_is_doubled_and_nothing_stays_behind(seed: int) -> None:
+    random, pair = Random(seed), connected(Network(seed), both=bool(seed % 2))
+    network = pair.network
+    network.loss, network.doubled, network.jitter = (random.choice((0.0, 0.05, 0.4)) for _ in range(3))
+    sent: dict[tuple[str, int], list[bytes]] = {(name, stream): [] for name in "ab" for stream in (1, 2)}
+    for step in range(150):
+        for name, end in pair.ends.items():
+            kind, payload = random.randrange(5), b"%d " % step + random.randbytes(random.choice((5, 100, 3000, 20_000)))
+            if kind < 2:
+                say(end, payload, 3, ordered=random.random() < 0.3, retransmits=random.choice((0, 0, 2)))
+            elif kind == 2:
+                stream = random.choice((1, 2))
+                assert say(end, payload, stream, ordered=True, retransmits=None)
+                sent[name, stream].append(payload)
+        pair.run(random.choice((0.001, 0.02, 0.1)))
+        check(pair)
+    network.loss = 0.0
+    pair.run(60.0)
+    for (name, stream), payloads in sent.items():
+        events = pair.events["b" if name == "a" else "a"]
+        assert [one.payload for one in events if isinstance(one, Received) and one.stream == stream] == payloads
+    for end in pair.ends.values():
+        assert not end._sender._outstanding and end.buffered == end._receiver._held == 0 and not end._receiver._blocks
+    assert len(set(pair.heard("a"))) == len(pair.heard("a")) and len(set(pair.heard("b"))) == len(pair.heard("b"))
+
+
 # What waits
 
 

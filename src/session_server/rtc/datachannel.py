@@ -396,8 +396,9 @@ class Peer:
             self._heard = now
             path = self._path_from(address, len(message.data), now)
             answer = stun.success(message, address, self._local.password)
-            path.credit -= len(answer)
-            self._out.append((answer, address))
+            if len(answer) <= len(message.data):  # else it lacks what each ICE agent must say (RFC 8445 §7.1)
+                path.credit -= len(answer)
+                self._out.append((answer, address))
             if stun.USE_CANDIDATE in message.attributes or self._path is None:
                 self._use(path, now)
 
