@@ -77,7 +77,7 @@ class Pair:
         while True:
             for name in self.ends:
                 self.step(name)
-            deadline = min((end.next_deadline for end in self.ends.values() if end.next_deadline), default=inf)
+            deadline = min(end.next_deadline for end in self.ends.values())
             due = min(self.network.next_arrival, max(deadline, self.now + TICK))
             if due > until:
                 self.now = until

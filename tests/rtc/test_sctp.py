@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import tracemalloc
 from collections.abc import Iterator
-from math import sqrt
+from math import inf, sqrt
 from random import Random
 from struct import pack, unpack_from
 
@@ -135,7 +135,7 @@ def test_who_is_not_answered_repeats_itself_ever_slower_and_gives_up() -> None:
     pair.run(60.0)
     assert pair.events["a"] == [Closed("the peer does not answer")]
     assert types(pair.packets["a"]) == [wire.INIT] * (MAX_RETRANSMITS + 1)
-    assert pair.a.next_deadline is None
+    assert pair.a.next_deadline == inf
 
 
 def test_an_init_costs_no_memory_and_its_cookie_is_believed_once_it_returns() -> None:
@@ -457,7 +457,7 @@ def test_a_last_message_that_is_lost_is_given_up_when_the_timer_says_so() -> Non
     network.passes = lambda to, packet: wire.DATA not in [type for type, _, _ in chunks(packet)]
     say(pair.a, b"never", ordered=True)
     pair.run(3.0)
-    assert not pair.a._sender._outstanding and pair.a.next_deadline is None
+    assert not pair.a._sender._outstanding and pair.a.next_deadline == inf
     assert types(pair.packets["a"]) == [wire.DATA, wire.FORWARD_TSN]
     network.passes = lambda to, packet: True
     talk(pair)
@@ -774,7 +774,7 @@ def test_a_stream_that_is_reset_begins_anew_on_both_sides() -> None:
         say(pair.a, b"other", 1, ordered=True, retransmits=None)
         pair.run(5.0)
         assert sorted(pair.heard("b")[5:]) == [b"after", b"other"]
-        assert pair.a._reset is None and pair.a.next_deadline is None
+        assert pair.a._reset is None and pair.a.next_deadline == inf
 
 
 def test_a_reset_waits_for_what_was_sent_before_it() -> None:
@@ -845,7 +845,7 @@ def test_a_polite_end_is_answered_and_repeated_until_it_is() -> None:
     pair.run(3.0)
     assert types(pair.packets["a"]) == [wire.SHUTDOWN, wire.SHUTDOWN, wire.SHUTDOWN_COMPLETE]
     assert pair.events == {"a": [Closed("shut down")], "b": [Closed("shut down by the peer")]}
-    assert pair.a.next_deadline is pair.b.next_deadline is None
+    assert pair.a.next_deadline == pair.b.next_deadline == inf
 
 
 def test_an_abort_ends_both_at_once_and_says_why() -> None:

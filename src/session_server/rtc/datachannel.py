@@ -705,11 +705,12 @@ class Peer:
             due = self._probe_at
         if self.state == "new":
             due = min(due, self._setup_until)
-        for layer in (self._association, self._dtls, self._checks):
-            if layer is not None:
-                deadline = layer.next_deadline
-                if deadline is not None and deadline < due:
-                    due = deadline
+        if self._association is not None:
+            due = min(due, self._association.next_deadline)
+        elif self._dtls is not None and self._dtls.next_deadline is not None:
+            due = min(due, self._dtls.next_deadline)
+        if self._checks is not None:
+            due = min(due, self._checks.next_deadline)
         soonest = self._ran + SHORTEST_WAIT
         return due if due > soonest else soonest
 

@@ -11,6 +11,7 @@ import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from math import inf
 from struct import Struct, pack, unpack_from
 from typing import Final
 
@@ -189,7 +190,7 @@ class Association:
             due, self._control = self._control, []
         if self._state == "established":
             sack_at = self._receiver.sack_at
-            if sack_at is not None and (sack_at <= now or due or self._sender.waits):  # with others it costs nothing
+            if sack_at <= now or (sack_at < inf and (due or self._sender.waits)):  # with others it costs nothing
                 due.append(self._receiver.sack())
             if self._sender.forward_due:
                 due.append(self._sender.forward())
@@ -198,11 +199,13 @@ class Association:
     # --- time ---------------------------------------------------------------------------------------------------------
 
     @property
-    def next_deadline(self) -> float | None:
+    def next_deadline(self) -> float:
         """When `run`, or else `transmit`, has something to do."""
-        times = [self._sender.deadline, self._receiver.sack_at]
-        times += [one.when for one in (self._repeated, self._reset) if one is not None]
-        return min((time for time in times if time is not None), default=None)
+        due = min(self._sender.deadline, self._receiver.sack_at)
+        for one in (self._repeated, self._reset):
+            if one is not None and one.when < due:
+                due = one.when
+        return due
 
     def run(self, now: float) -> None:
         """All that is due; `transmit` sends it."""

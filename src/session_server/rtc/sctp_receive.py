@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from operator import itemgetter
 from struct import iter_unpack, unpack_from
 from typing import Final
@@ -44,7 +45,7 @@ class Receiver:
     def __init__(self, first_tsn: int, max_message: int, out: Callable[[Received], None]) -> None:
         """`out` gets the messages; longer ones than `max_message` bytes are dropped."""
         self.cumulative = first_tsn - 1  # TSN up to which all came
-        self.sack_at: float | None = None  # when a SACK is due
+        self.sack_at = inf  # when a SACK is due
         self._max_message = max_message
         self._out = out
         self._blocks: list[list[int]] = []  # first and last TSN of what came beyond a gap, rising
@@ -62,11 +63,11 @@ class Receiver:
         self._packets += 1
         if self._packets >= 2 or self._blocks:
             self.sack_at = now
-        elif self.sack_at is None:
+        elif self.sack_at == inf:
             self.sack_at = now + SACK_DELAY
 
     def sack(self) -> bytes:
-        self.sack_at, self._packets = None, 0
+        self.sack_at, self._packets = inf, 0
         return sack(self.cumulative, max(0, WINDOW - self._held), self._blocks)
 
     def _note(self, tsn: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from math import inf
 from struct import pack, unpack_from
 from typing import Final
 
@@ -105,7 +106,7 @@ class Sender:
         self.shed = 0  # messages that grew too old while they waited
         self.rtt = 0.0  # seconds, smoothed; 0: not measured
         self.rto = RTO_FIRST
-        self.deadline: float | None = None  # T3 (§6.3)
+        self.deadline = inf  # T3 (§6.3)
         self.forward_due = False
         self.window = FIRST_WINDOW  # of congestion, bytes
         self._acked = first_tsn - 1  # cumulative
@@ -196,7 +197,7 @@ class Sender:
             self._packets = left.left + 1
             if self._timed is None and not left.lost:
                 self._timed = (left, now)
-            if self.deadline is None:
+            if self.deadline == inf:
                 self._arm(now)
 
     def _leave(self, packets: Packets, one: Outgoing) -> Outgoing | None:
@@ -398,10 +399,7 @@ class Sender:
 
     def run(self, now: float) -> bool:
         """§6.3.3: if nothing was acknowledged for too long, all is lost that is under way. False: the peer is gone."""
-        if self.deadline is None or now < self.deadline:
-            return True
-        self.deadline = None
-        if not self._outstanding:
+        if now < self.deadline:
             return True
         self._tries += 1
         self._threshold = max(self.window // 2, LEAST_WINDOW)
@@ -416,6 +414,6 @@ class Sender:
         """Waits twice as long after each time-out (§6.3.3, E2), until something arrives: then the path is there again,
         and what was sent twice cannot be measured (§6.3.1, C5), so to wait for a measurement might take long."""
         if not self._outstanding:
-            self.deadline = None
+            self.deadline = inf
         else:
             self.deadline = now + (min(self.rto * 2**self._tries, RTO_MOST) if self._tries else self.rto)
