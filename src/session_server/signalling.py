@@ -129,7 +129,7 @@ class Offers:
         return self.read(id, address, now)
 
     def spend(self, id: str, now: float) -> None:
-        """It was answered by a new channel; of these there is a limit per second, and so of what is remembered."""
+        """It was answered. Of offers there is a limit per second, and so of what is remembered."""
         self._spent[id] = now
 
     def _sign(self, body: bytes, seconds: int, address: str) -> bytes:

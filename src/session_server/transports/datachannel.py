@@ -238,10 +238,13 @@ class DataChannels:
             link.ended(clean=True)
 
     def admit(self, address: str) -> None:
-        """May this address try to open one more channel? Raises LimitExceeded."""
-        key = network(address)
-        if not self._per_address.has_room(key) or not self._attempts.take(key, self.clock()):
+        """May this address try to open one more channel? Raises LimitExceeded. A client of geckos.io hears of it only
+        when it asks for an offer, so that is when its handshake is counted."""
+        key, now = network(address), self.clock()
+        if not self._per_address.has_room(key) or not self._attempts.take(key, now):
             raise self._over("peers_per_address", 429, "too many data channels from this address")
+        if not self._handshakes.take(now):
+            raise self._over("handshakes", 503, f"more than {HANDSHAKES:g} new data channels per second")
 
     def _over(self, limit: str, status: int, reason: str) -> LimitExceeded:
         self.rooms.totals.refused[limit] += 1
@@ -275,12 +278,9 @@ class DataChannels:
         self, options: datachannel.Options, credentials: Credentials, answer: sdp.Answer, address: str
     ) -> datachannel.Peer:
         """Raises LimitExceeded."""
-        now = self.clock()
-        if not self._handshakes.take(now):
-            raise self._over("handshakes", 503, f"more than {HANDSHAKES:g} new data channels per second")
         if not self._per_address.take(network(address)):
             raise self._over("peers_per_address", 429, "too many data channels from this address")
-        return datachannel.Peer.serve(options, credentials, answer, token_bytes, now)
+        return datachannel.Peer.serve(options, credentials, answer, token_bytes, self.clock())
 
     def _begin(self, channel: AnyChannel) -> None:
         self._by_ufrag[channel.ufrag] = channel
