@@ -239,6 +239,7 @@ class Wire:
         self.kind = "memory"
         self.dialect = dialect
         self.address = address
+        self.local = "192.0.2.100"
         self.rtt: float | None = None
         self.pack = pack
         self.client: Client | None = None

@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .calls import Subscription
+    from .clock import Timer
     from .handlers import on
     from .protocol import Message, Refused
     from .room import Client, Room, User
 
-__all__ = ["Client", "Message", "Refused", "Room", "User", "on"]
+__all__ = ["Client", "Message", "Refused", "Room", "Subscription", "Timer", "User", "on"]
 
 _HOMES = {
-    "Client": "room", "Message": "protocol", "Refused": "protocol", "Room": "room", "User": "room", "on": "handlers",
+    "Client": "room", "Message": "protocol", "Refused": "protocol", "Room": "room", "Subscription": "calls",
+    "Timer": "clock", "User": "room", "on": "handlers",
 }  # fmt: skip
 
 

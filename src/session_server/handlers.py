@@ -11,7 +11,17 @@ from typing import Any, Final, TypeVar, get_type_hints
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, structs
 
-from .protocol import NULL, SERVER_OWNED, AnyMessage, Binary, PieceError, Refused, check_type, compile_patterns
+from .protocol import (
+    NULL,
+    SERVER_OWNED,
+    AnyMessage,
+    Binary,
+    Message,
+    PieceError,
+    Refused,
+    check_type,
+    compile_patterns,
+)
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -25,8 +35,9 @@ class InvalidContent(Refused):
 def on(type: str, *, rate: float = 0.0, relay: bool = False) -> Callable[[Method], Method]:
     """Marks a method as the handler of messages of `type`; at most `rate` per second and client (0 = no own limit).
 
-    The method takes `(self, client)` or `(self, client, content)`; the annotation of `content` validates it. What it
-    returns answers `room.ask(type)`. With `relay`, the message then goes on as it came, unless the method raised.
+    The method takes `(self, client)` or `(self, client, content)`; the annotation of `content` validates it, or is
+    `Message` to have the message itself, its content unread. What it returns answers `room.ask(type)`. With `relay`,
+    the message then goes on as it came, unless the method raised.
 
     `type` may be a pattern, such as `chat:*:say`, whose `*` is anything but a colon, at the end anything: what each
     stands for follows the content, `(self, client, content, place)`, as a string. A name goes before a pattern, and of
@@ -141,7 +152,7 @@ def reader(method: Callable[..., Any], argument: inspect.Parameter) -> Callable[
     default counts. Raises PieceError."""
     try:
         shape = get_type_hints(method, include_extras=True).get(argument.name, Any)
-        read = read_bytes if shape is bytes else json_reader(shape)
+        read = READERS[shape] if shape in (bytes, Message) else json_reader(shape)
     except Exception as error:  # evaluating an annotation runs code of the author
         raise PieceError(f"{where(method)}: annotation of {argument.name!r} cannot be used: {error}") from error
     default = argument.default
@@ -154,6 +165,15 @@ def read_bytes(message: AnyMessage) -> bytes:
     if isinstance(message, Binary):
         return message.content
     raise InvalidContent(f"content of {message.type!r} is JSON, expected bytes")
+
+
+def read_message(message: AnyMessage) -> Message:
+    if isinstance(message, Message):
+        return message
+    raise InvalidContent(f"content of {message.type!r} is {len(message.content)} bytes, expected JSON")
+
+
+READERS: Final[dict[type, Callable[[AnyMessage], Any]]] = {bytes: read_bytes, Message: read_message}
 
 
 def json_reader(shape: Any) -> Callable[[AnyMessage], Any]:

@@ -111,6 +111,11 @@ class Message(Struct, gc=False, forbid_unknown_fields=True):
     reliable: bool | UnsetType = UNSET
     n: int | UnsetType = UNSET
 
+    @property
+    def extra(self) -> Mapping[str, Raw]:
+        """Keys beside the envelope, unread; only a classic page's message has any."""
+        return EMPTY
+
 
 class ClassicMessage(Message, gc=False, rename={"reliable": "\0reliable", "n": "\0n"}):
     """A classic envelope has three keys; a classic client's own `reliable` or `n` is a key like any other."""
@@ -119,7 +124,7 @@ class ClassicMessage(Message, gc=False, rename={"reliable": "\0reliable", "n": "
 class Extended(ClassicMessage, gc=False):
     """A message with keys of its own beside the envelope, for classic pages alone (wire.md §4.1)."""
 
-    extra: dict[str, Raw] = {}
+    extra: dict[str, Raw] = {}  # type: ignore[assignment]
 
 
 class Beside(Message, gc=False):

@@ -7,12 +7,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from inspect import isawaitable
 from typing import Any, Final, Protocol
 
+from msgspec import UNSET
+
 from .calls import ASYNC_LIMIT, FAULTS_LOGGED
 from .clock import Timers
 from .config import Config
 from .handlers import Routes
 from .limits import Bucket, Buckets, network
 from .outbox import Link, Outbox
+from .posts import EVERYBODY
 from .protocol import (
     LOBBY,
     Close,
@@ -23,6 +26,7 @@ from .protocol import (
     Refused,
     RoomFull,
     SessionError,
+    encode_json,
     piece_of,
 )
 from .room import Client, Relay, Room, RoomCore, User
@@ -213,8 +217,14 @@ class Rooms:
 
     def post(self, slug: str, item: Message, now: float) -> None:
         """A message of somebody with the admin token, to a room that is made if there is none. Raises SessionError."""
-        self._services.now = now
+        self.enter(now)
         self._open(slug).post(item)
+
+    def tell_everybody(self, item: Message, now: float) -> None:
+        """By a topic, to the rooms that listen to it: type, content, id."""
+        self.enter(now)
+        sender = None if item.id is UNSET else item.id
+        self._services.publish(EVERYBODY, encode_json({"type": item.type, "content": item.content, "id": sender}))
 
     # --- letting clients in -------------------------------------------------------------------------------------------
 
