@@ -174,6 +174,9 @@ class Association:
 
     def transmit(self, now: float) -> list[bytes]:
         """What is due: control chunks, a SACK, DATA as far as both windows allow; as few packets as hold them."""
+        sender = self._sender
+        if not (sender.waits or sender.forward_due or self._control or self._answer) and self._receiver.sack_at > now:
+            return []  # as after nearly every SACK
         packets = self._packets
         if self._answer:
             packets.done.append(self._answer)
@@ -181,7 +184,7 @@ class Association:
         for one in self._due_control(now):
             packets.add(len(one), one)
         if self._state == "established":
-            self._sender.transmit(packets, now)
+            sender.transmit(packets, now)
         return packets.take()
 
     def _due_control(self, now: float) -> list[bytes]:
