@@ -607,6 +607,32 @@ def run(peer: GeckosPeer) -> list[tuple[bytes, Any]]:
         time.sleep(max(0.0, peer.peer.next_deadline - now))
 
 
+@pytest.mark.parametrize("where", ["receive", "transmit", "run"])
+def test_a_fault_of_ours_ends_one_channel_and_no_other(where: str) -> None:
+    with serving(expect_faults=True) as site, GeckosPeer(site) as unlucky, GeckosPeer(site) as other:
+        unlucky.open()
+        other.open()
+        channel = site.call(lambda: next(iter(site.server.channels._by_ufrag.values())))
+        site.call(lambda: setattr(channel, "peer", Broken(channel.peer, where)))
+        unlucky.emit("tv", 1)
+        site.until(lambda: len(room(site, "lobby").clients) == 1)
+        other.emit("tv", 2)
+        other.hears('{"tv":2}')
+        assert site.faults == 1 and len(site.server.channels) == 1
+
+
+class Broken:
+    """A peer of which one part fails."""
+
+    def __init__(self, peer: Any, where: str) -> None:
+        self._peer, self._where = peer, where
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._where:
+            raise RuntimeError("broken")
+        return float("-inf") if name == "next_deadline" else getattr(self._peer, name)
+
+
 def test_nobody_takes_the_address_of_another_peer(site: Serving) -> None:
     with GeckosPeer(site) as victim, GeckosPeer(site) as thief:
         victim.open()

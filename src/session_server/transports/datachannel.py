@@ -137,13 +137,23 @@ class DataChannels:
         if channel is None:
             self.rooms.totals.refused["datagram"] += 1
             return
-        channel.peer.receive(data, address, now)
-        if first <= 3:
-            self._follow(channel, now)
-        if self._by_address.get(address) is channel:
-            channel.heard = now
-        self._take_events(channel, now, clean=True)
-        self._dirty.add(channel)
+        try:
+            channel.peer.receive(data, address, now)
+            if first <= 3:
+                self._follow(channel, now)
+            if self._by_address.get(address) is channel:
+                channel.heard = now
+            self._take_events(channel, now, clean=True)
+            self._dirty.add(channel)
+        except Exception:
+            self._fail(channel)
+
+    def _fail(self, channel: AnyChannel) -> None:
+        """A fault of ours: loud, and ends no more than this channel."""
+        self._log.exception("fault in the server", link=channel.kind)
+        self.rooms.totals.faults += 1
+        if self._forget(channel):
+            channel.ended(clean=False)
 
     def _hold_early(self, ufrag: str, data: bytes, address: Address, now: float) -> None:
         """A browser's first check overtakes its answer; dropped, it is repeated only 50 ms later."""
@@ -169,9 +179,12 @@ class DataChannels:
         """Sends what is due to all who have something."""
         dirty, self._dirty = self._dirty, set()
         for channel in dirty:
-            for data, address in channel.peer.transmit(now):
-                self._send(data, address)
-            self._take_events(channel, now)
+            try:
+                for data, address in channel.peer.transmit(now):
+                    self._send(data, address)
+                self._take_events(channel, now)
+            except Exception:
+                self._fail(channel)
 
     def _send(self, data: bytes, address: Address) -> None:
         target = self._sockets.get(socket.AF_INET if len(address) == 2 else socket.AF_INET6)
@@ -337,12 +350,15 @@ class DataChannels:
         now = self.clock()
         self.rooms.enter(now)
         for channel in tuple(self._by_ufrag.values()):
-            if channel.peer.next_deadline <= now:
-                channel.peer.run(now)
-                self._take_events(channel, now)
-                self._dirty.add(channel)
-            if channel.is_open:
-                channel.look(now)
+            try:
+                if channel.peer.next_deadline <= now:
+                    channel.peer.run(now)
+                    self._take_events(channel, now)
+                    self._dirty.add(channel)
+                if channel.is_open:
+                    channel.look(now)
+            except Exception:
+                self._fail(channel)
         self._wake(0.0)
         self._timer = self._loop.call_later(TICK, self._tick) if self._by_ufrag else None
 
