@@ -11,7 +11,7 @@ PACKAGE = "session_server"
 SOURCE = Path(__file__).parent.parent / "src" / PACKAGE
 
 # Lowest first: a place may import what stands before it.
-GROUND = ("config", "protocol", "geckos", "limits", "clock", "rfc6455", "discovery")
+GROUND = ("config", "protocol", "geckos", "limits", "clock", "rfc6455", "discovery", "conditions")
 ROOMS = (
     "trust", "presence", "posts", "stream", "services", "outbox", "handlers", "calls", "succession", "inbox", "room",
     "rooms", "links", "pieces",
