@@ -131,6 +131,48 @@ def check(url: str, origin: str | None, long: bool, as_json: bool) -> None:
     sys.exit(1 if counts[Level.FAILED] else 0)
 
 
+@main.command()
+@click.argument("url")
+@click.option("--clients", default=10, show_default=True, help="How many, in all.")
+@click.option("--rate", default=10.0, show_default=True, help="Messages per second that each sends.")
+@click.option("--rooms", default=1, show_default=True, help="Rooms that they are spread over.")
+@click.option("--seconds", default=10.0, show_default=True, help="How long, once all have joined.")
+@click.option("--size", default=64, show_default=True, help="Bytes of content of each message.")
+@click.option("--unreliable", is_flag=True, help="As many messages again that may be lost: by UDP.")
+@click.option("--yes", is_flag=True, help="The host is yours, or its owner knows.")
+def load(url: str, yes: bool, **plan: Any) -> None:
+    """Let clients talk to each other through a server, and measure.
+
+    URL as for `check`. What one sends is delivered to all others of its room. Exit code 1 if a client was not let in,
+    or if something was lost that must not be; 2 if it cannot be done so.
+    """
+    from .check import Target
+    from .load import Load, Plan, is_this_computer, table
+
+    raise_file_limit()
+    with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+        try:
+            target, planned = Target.of(url), Plan(**plan)
+            much = planned.excess()
+            if much and not yes and not runner.run(is_this_computer(target)):
+                stop(f"{much} at a host other than this computer: to whoever did not agree to it that is an attack. "
+                     "Add --yes if the host is yours, or its owner knows")  # fmt: skip
+        except ValueError as error:
+            stop(str(error))
+        except OSError as error:
+            stop(f"{url}: {error}")
+        renews = sys.stderr.isatty()
+        begin, end = ("\r\x1b[2K", "") if renews else ("", "\n")
+        outcome = runner.run(
+            Load(target, planned).run(
+                lambda line: click.echo(begin + line + end, nl=False, err=True), every=0.5 if renews else 5.0
+            )
+        )
+    click.echo(begin, nl=False, err=True)
+    click.echo(table(outcome))
+    sys.exit(0 if outcome.is_good else 1)
+
+
 MARKS = {
     Level.OK: ("✓", "green"),
     Level.WARNING: ("!", "yellow"),
