@@ -372,3 +372,25 @@ def test_the_container_file_copies_what_is_there() -> None:
     for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE):
         for source in line.split()[:-1]:
             assert (ROOT / source).exists(), source
+
+
+# --- the guides -------------------------------------------------------------------------------------------------------
+
+GUIDES = [ROOT / "docs" / "how-to" / name for name in ("deploy.md", "migrate.md")]
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
+def test_each_file_that_a_guide_names_exists(guide: Path) -> None:
+    named = re.findall(r"`((?:src|deploy|docs|tests)/[\w/.~-]+)`", guide.read_text(encoding="utf-8"))
+    assert len(named) > 5
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_each_message_that_the_guide_says_is_served_is_known_where_it_says() -> None:
+    rows = re.findall(r"^\| (`.+) \| served \| `(src/[\w/.]+)`", GUIDES[1].read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) > 10
+    for types, file in rows:
+        code = (ROOT / file).read_text(encoding="utf-8")
+        for type in re.findall(r"`([^`]+)`", types):
+            known = f'"{type.replace("{piece}", "*")}"' in code
+            assert known or type == "content.user.sub", f"{type}, {file}"
