@@ -1,7 +1,7 @@
 """One file per question, or per group. A new one: write the file, name it here."""
 
 from bench.harness import Question
-from bench.questions import discovery, fanout, generator, idle, latency, small_rooms, udp, udp_connect
+from bench.questions import discovery, fanout, generator, idle, latency, reload, small_rooms, udp, udp_connect
 
 QUESTIONS: tuple[Question, ...] = (
     generator.QUESTION,
@@ -12,4 +12,5 @@ QUESTIONS: tuple[Question, ...] = (
     discovery.QUESTION,
     *udp.QUESTIONS,
     udp_connect.QUESTION,
+    reload.QUESTION,
 )
