@@ -42,6 +42,8 @@ class Fragment:
 
 
 class Receiver:
+    """What one association receives."""
+
     def __init__(self, first_tsn: int, max_message: int, out: Callable[[Received], None]) -> None:
         """`out` gets the messages; longer ones than `max_message` bytes are dropped."""
         self.cumulative = first_tsn - 1  # TSN up to which all came

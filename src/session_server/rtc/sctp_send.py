@@ -100,6 +100,8 @@ class Outgoing:
 
 
 class Sender:
+    """What one association sends."""
+
     def __init__(self, first_tsn: int, window: int) -> None:
         """`window`: bytes that the peer takes, at first."""
         self.next_tsn = first_tsn
