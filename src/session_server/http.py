@@ -8,6 +8,7 @@ from __future__ import annotations
 import hmac
 import mimetypes
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import fields
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web, web_fileresponse
+from msgspec import UNSET
 from msgspec.json import encode
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -24,7 +26,8 @@ from .config import Config, Network
 from .discovery import discover
 from .limits import client_address, trusted
 from .pieces import Pieces
-from .protocol import Tickets, piece_of, slug_from_path
+from .posts import read_post, takes_posts
+from .protocol import LimitExceeded, SessionError, Tickets, origin_allowed, piece_of, slug_from_path
 from .rooms import Rooms
 from .services import Totals
 
@@ -49,6 +52,10 @@ Answer = web.StreamResponse
 
 def text(status: int, line: str, headers: dict[str, str] | None = None) -> web.Response:
     return web.Response(status=status, text=line + "\n", headers=OPEN | FRESH | (headers or {}))
+
+
+def not_here(method: str) -> web.Response:
+    return text(405, f"{method} is not answered here, expected GET", {"Allow": "GET, HEAD, OPTIONS"})
 
 
 def as_json(value: Any, status: int = 200) -> web.Response:
@@ -93,14 +100,39 @@ class Site:
         path = target.partition("?")[0]
         if path.startswith("/.wrtc/"):
             return await self._signal(request, target)
+        if request.method == "POST":
+            return await self._post(request, path)
         if request.method == "OPTIONS":
             return web.Response(status=204, headers=OPEN | {"Access-Control-Allow-Methods": "GET, HEAD, OPTIONS"})
         if request.method not in {"GET", "HEAD"}:
-            return text(405, f"{request.method} is not answered here, expected GET", {"Allow": "GET, HEAD, OPTIONS"})
+            return not_here(request.method)
         if path.startswith("/session/"):
             return self._discover(request, target)
         route = self._routes.get(path)
         return self._page(path) if route is None else route(request)
+
+    # --- publishing ---------------------------------------------------------------------------------------------------
+
+    async def _post(self, request: web.BaseRequest, path: str) -> Answer:
+        """Messages for a room, or for all classic pages. A page of another site may reach a developer's machine, but
+        not post to it."""
+        if not takes_posts(path):
+            return not_here("POST")
+        host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
+        if not (self._may_see_details(request) and origin_allowed(origin, (host,), ())):
+            return text(403, "posting here takes the admin token (Authorization: Bearer …)")
+        try:
+            post = read_post(path, await request.read(), round(time.time() * 1000))
+            if post.slug is None:
+                self._rooms.tell_everybody(post.message, self._clock())
+            else:
+                self._rooms.post(post.slug, post.message, self._clock())
+        except ValueError as error:
+            return text(400, str(error))
+        except SessionError as error:
+            return text(error.status if isinstance(error, LimitExceeded) else 409, str(error))
+        content = post.message.content
+        return as_json({"msg": f"{post.message.type} sent", "body": None if content is UNSET else content})
 
     # --- discovery ----------------------------------------------------------------------------------------------------
 

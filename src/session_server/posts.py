@@ -27,14 +27,15 @@ class Post(NamedTuple):
     message: Message
 
 
-def read_post(path: str, body: bytes, at: int) -> Post | None:
-    """`path` without the query, `at` in milliseconds since 1970. None if nothing is posted there; raises ValueError
-    with a line for the sender."""
-    read = TO_EVERYBODY.get(path)
-    if read is not None:
-        return Post(None, read(body, at))
-    if not (path.startswith("/session/") and path.endswith("/messages")):
-        return None
+def takes_posts(path: str) -> bool:
+    """Whether anything is posted to this path, which is without the query."""
+    return path in TO_EVERYBODY or (path.startswith("/session/") and path.endswith("/messages"))
+
+
+def read_post(path: str, body: bytes, at: int) -> Post:
+    """`at` in milliseconds since 1970. Raises ValueError with a line for the sender."""
+    if path in TO_EVERYBODY:
+        return Post(None, TO_EVERYBODY[path](body, at))
     slug = slug_from_path(path.removeprefix("/session/").removesuffix("/messages"))
     try:
         posted = msgspec.json.decode(body, type=Posted)

@@ -238,7 +238,8 @@ def fresh_imports(folder: Path) -> Iterator[Callable[[], list[Path]]]:
 
 def is_below(module: ModuleType, folder: Path) -> bool:
     file = getattr(module, "__file__", None)
-    return isinstance(file, str) and file.startswith(f"{folder}{os.sep}") and not module.__name__.startswith("_pieces.")
+    ours = module.__name__.startswith(("_pieces.", "session_server."))
+    return isinstance(file, str) and file.startswith(f"{folder}{os.sep}") and not ours
 
 
 def only_class(module: ModuleType, slug: str, path: Path) -> type[Room]:
