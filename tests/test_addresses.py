@@ -70,9 +70,16 @@ def test_a_public_server_that_announces_only_private_addresses_is_warned(
 
 def test_of_all_addresses_that_of_the_way_out_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(addresses, "source_to", {"198.51.100.1": PRIVATE, "2001:db8::1": None}.get)
-    for host in (None, "0.0.0.0", "::"):
+    for host in (None, "0.0.0.0"):
         assert own_addresses(host) == [PRIVATE]
         assert out_of_reach(serve(host=host), []) == [PRIVATE]
+
+
+def test_who_listens_for_one_kind_of_address_is_not_found_at_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = {"198.51.100.1": PRIVATE, "2001:db8::1": "fd00::7"}
+    monkeypatch.setattr(addresses, "source_to", both.__getitem__)
+    assert own_addresses("0.0.0.0") == [PRIVATE] and own_addresses("::") == ["fd00::7"]
+    assert own_addresses(None) == [PRIVATE, "fd00::7"]
 
 
 def test_both_kinds_of_client_are_offered_what_is_announced() -> None:

@@ -59,7 +59,8 @@ def own_addresses(host: str | None) -> list[str]:
             return [host]
     except ValueError:  # a name
         return []
-    return [address for address in map(source_to, ELSEWHERE) if address is not None]
+    family = ":" if host == "::" else "." if host == "0.0.0.0" else ""  # each listens for its own kind alone
+    return [address for address in map(source_to, ELSEWHERE) if address is not None and family in address]
 
 
 def source_to(target: str) -> str | None:
