@@ -13,8 +13,10 @@ import pytest
 
 from geckos import CONNECTIONS, GeckosPeer, signal, ticket_for
 from serving import V1, Serving, serving
+from session_server.links import GeckosLink
 from session_server.rtc import sdp
 from session_server.signalling import HEADERS, OFFER_LIFE, Offers, as_bytes, as_letters
+from session_server.transports.datachannel import CALM
 
 UNKNOWN = "A" * 24
 
@@ -526,11 +528,43 @@ def test_offers_that_nobody_answers_leave_nothing_behind() -> None:
         assert site.call(lambda: held(site)) == state | {"rooms": 1}
 
 
+def test_channels_that_come_and_go_leave_nothing_behind(site: Serving) -> None:
+    state = site.call(lambda: held(site))
+    for _ in range(10):
+        with GeckosPeer(site) as peer:
+            peer.open()
+            peer.emit("tv", 1)
+            peer.hears('{"tv":1}')
+    site.until(lambda: len(site.server.channels) == 0)
+    site.advance(31)
+    signal(site, CONNECTIONS)  # what was remembered of answers is forgotten with the next
+    with GeckosPeer(site) as peer:
+        peer.open()
+    site.until(lambda: len(site.server.channels) == 0)
+    assert site.call(lambda: held(site)) == state | {"rooms": 1, "spent": 1}
+
+
+def test_a_calm_channel_is_looked_at_seldom(site: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    with GeckosPeer(site) as peer:
+        peer.open()
+        peer.emit("tv", 1)
+        peer.hears('{"tv":1}')
+        channels = site.server.channels
+        site.until(lambda: not channels._restless)
+        looks: list[float] = []
+        monkeypatch.setattr(GeckosLink, "look", lambda channel, now: looks.append(now))
+        turn = site.call(lambda: channels._turn)
+        site.until(lambda: channels._turn >= turn + 2 * CALM)
+        assert 1 <= len(looks) <= 3
+
+
 def held(site: Serving) -> dict[str, int]:
     channels, signalling = site.server.channels, site.server.signalling
     return {
         "channels": len(channels),
         "early": len(channels._early),
+        "addresses": len(channels._by_address) + len(channels._per_address),
+        "planned": sum(map(len, channels._turns.values())) + len(channels._restless) + len(channels._dirty),
         "spent": len(signalling._offers._spent),
         "used": len(signalling._tickets._used),
         "rooms": len(site.server.rooms.rooms),

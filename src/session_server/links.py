@@ -118,7 +118,8 @@ class Channel(Generic[AnyPeer]):
     """One peer's data channel, of either kind of client."""
 
     __slots__ = (
-        "_server", "address", "addresses", "dialect", "heard", "is_open", "kind", "local", "pack", "peer", "ufrag",
+        "_server", "address", "addresses", "dialect", "heard", "is_open", "kind", "local", "pack", "peer", "turn",
+        "ufrag",
     )  # fmt: skip
 
     def __init__(self, server: Channels, peer: AnyPeer, ufrag: str, address: str, dialect: Dialect) -> None:
@@ -132,6 +133,7 @@ class Channel(Generic[AnyPeer]):
         self.addresses: set[Any] = set()  # from which it may send
         self.heard = 0.0  # when something last came from an address that is its own
         self.is_open = False
+        self.turn = 0  # of the transport's timer, in which its peer has something to do
         self._server = server
 
     def opened(self, now: float) -> None:
@@ -144,6 +146,11 @@ class Channel(Generic[AnyPeer]):
 
     def look(self, now: float) -> None:
         """Time has passed."""
+        raise NotImplementedError
+
+    @property
+    def restless(self) -> bool:
+        """Something is expected soon, so a look once in half a second is not enough."""
         raise NotImplementedError
 
     def ended(self, clean: bool) -> None:
@@ -225,6 +232,10 @@ class SideLink(Channel[AnyPeer]):
         if route is not self.route:
             self.route = route
             self.client.core.outbox.rerouted(self.client)
+
+    @property
+    def restless(self) -> bool:
+        return self._received != self._acked or self.trust.waits
 
     def close(self, code: int, reason: str) -> None:
         self._server.hangup(self.client)
@@ -361,3 +372,7 @@ class GeckosLink(Channel[AnyPeer]):
     def look(self, now: float) -> None:
         if self._held is not None and now >= self._hears_at:
             self._listens(now)
+
+    @property
+    def restless(self) -> bool:
+        return self._held is not None

@@ -66,6 +66,11 @@ class Trust:
         self._proven = now >= self._rejected_until  # else it is of a time before the doubt, and proves nothing of now
         self._waits_since = None  # what is under way may be lost, and that is no sign of death: the next one counts
 
+    @property
+    def waits(self) -> bool:
+        """For an acknowledgement."""
+        return self._waits_since is not None
+
     def route(self, now: float) -> Route:
         """Also notes when trust is lost, and when it may be earned again."""
         if now < self._rejected_until:

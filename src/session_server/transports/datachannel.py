@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
+from math import ceil
 from secrets import randbits, token_bytes
 from typing import Any, Final
 
@@ -31,6 +32,7 @@ PER_WAKE_UP: Final = 64  # datagrams read before anything else gets its turn
 LARGEST: Final = 2048  # bytes of a datagram that is read
 BUFFER: Final = 4 * 1024 * 1024  # bytes of the socket's own buffers
 TICK: Final = 0.02  # seconds between two looks at what is due
+CALM: Final = 25  # ticks between two looks at a channel of which nothing is expected
 HANDSHAKES: Final = 100.0  # per second; each costs a millisecond or two
 ATTEMPTS: Final = 0.25  # per second and address, for each peer that it may have; twice as many as peers at once
 MAX_EARLY: Final = 256  # checks that came before their answer
@@ -73,6 +75,9 @@ class DataChannels:
         self._probe = datachannel.pack(V1_DIALECT.encode(message("session:probe", reliable=False)).decode())
         self._split: tuple[bytes, tuple[datachannel.Batch, list[datachannel.Frame]]] = (b"", (NOTHING, []))
         self._timer: asyncio.TimerHandle | None = None
+        self._turn = 0  # turns of TICK since the clock began, the last one that was looked at
+        self._turns: dict[int, set[AnyChannel]] = {}  # turn → whose peers have something to do then
+        self._restless: set[AnyChannel] = set()  # who is looked at in each turn, and not only in every CALM-th
 
     def __len__(self) -> int:
         return len(self._by_ufrag)
@@ -183,6 +188,7 @@ class DataChannels:
                 for data, address in channel.peer.transmit(now):
                     self._send(data, address)
                 self._take_events(channel, now)
+                self._plan(channel)
             except Exception:
                 self._fail(channel)
 
@@ -303,7 +309,9 @@ class DataChannels:
             self._receive(early[1], early[2], now)
             self._wake(0.0)
         if self._timer is None:
+            self._turn = int(now / TICK)
             self._timer = self._loop.call_later(TICK, self._tick)
+        self._plan(channel)
 
     # --- peers --------------------------------------------------------------------------------------------------------
 
@@ -342,25 +350,58 @@ class DataChannels:
             if self._by_address.get(address) is channel:
                 del self._by_address[address]
         self._per_address.give_back(network(channel.address))
+        self._turns.get(channel.turn, set()).discard(channel)
+        self._restless.discard(channel)
         channel.is_open = False
         return True
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    def _plan(self, channel: AnyChannel) -> None:
+        """When its peer has something to do: at most one turn of TICK late. What there is to do changes often, so it is
+        put where it is found, and taken away, without a search."""
+        if self._by_ufrag.get(channel.ufrag) is not channel:
+            return
+        turn = max(ceil(channel.peer.next_deadline / TICK), self._turn + 1)
+        if turn != channel.turn:
+            self._turns.get(channel.turn, set()).discard(channel)
+            self._turns.setdefault(turn, set()).add(channel)
+            channel.turn = turn
+        if channel.is_open:
+            self._restless.add(channel)
 
     def _tick(self) -> None:
         """Whose time has come? One timer for all peers."""
         now = self.clock()
         self.rooms.enter(now)
-        for channel in tuple(self._by_ufrag.values()):
-            try:
-                if channel.peer.next_deadline <= now:
-                    channel.peer.run(now)
-                    self._take_events(channel, now)
-                    self._dirty.add(channel)
-                if channel.is_open:
-                    channel.look(now)
-            except Exception:
-                self._fail(channel)
-        self._wake(0.0)
+        turn = int(now / TICK)
+        for past in range(self._turn + 1, turn + 1):
+            for channel in self._turns.pop(past, ()):
+                self._run(channel, now)
+        calm = turn // CALM != self._turn // CALM
+        self._turn = turn
+        for channel in tuple(self._by_ufrag.values() if calm else self._restless):
+            if channel.is_open:
+                self._look(channel, now)
+        if self._dirty:
+            self._wake(0.0)
         self._timer = self._loop.call_later(TICK, self._tick) if self._by_ufrag else None
+
+    def _run(self, channel: AnyChannel, now: float) -> None:
+        try:
+            channel.peer.run(now)
+            self._take_events(channel, now)
+            self._dirty.add(channel)  # and planned anew when it was flushed
+        except Exception:
+            self._fail(channel)
+
+    def _look(self, channel: AnyChannel, now: float) -> None:
+        try:
+            channel.look(now)
+        except Exception:
+            self._fail(channel)
+        if not channel.restless:
+            self._restless.discard(channel)
 
     def frames(self, blob: bytes) -> tuple[datachannel.Batch, list[datachannel.Frame]]:
         """Taken apart once for all who are sent the same: it is the same object then."""
