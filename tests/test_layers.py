@@ -14,15 +14,18 @@ SOURCE = Path(__file__).parent.parent / "src" / PACKAGE
 GROUND = ("config", "protocol", "geckos", "limits", "clock", "rfc6455", "discovery", "conditions")
 ROOMS = (
     "trust", "presence", "posts", "stream", "services", "outbox", "handlers", "calls", "succession", "inbox", "room",
-    "rooms", "links", "pieces",
+    "rooms", "links", "pieces", "handover",
 )  # fmt: skip
 STRANGERS = ("http", "signalling", "transports", "engine")  # these do not see each other
 TOP = (
-    "logs", "tokens", "reload", "addresses", "tls", "port", "server", "dev", "findings", "probe", "check", "load",
-    "cli",
+    "logs", "tokens", "reload", "tasks", "addresses", "tls", "port", "server", "dev", "findings", "probe", "check",
+    "load", "cli",
 )  # fmt: skip
 FLOORS = (*GROUND, *ROOMS, *STRANGERS, *TOP)
-CLIENT = ("wire", "state", "links", "outbox", "handlers", "seat")  # the Python client, an annex with floors of its own
+ANNEXES = {  # with floors of their own
+    "client": ("wire", "state", "links", "outbox", "handlers", "seat"),  # the Python client
+    "testing": ("loop", "server", "links", "player"),  # the kit of authors, for what stands below `server`
+}
 QUIET = (*GROUND, *ROOMS, "rtc")
 LOUD = {"asyncio", "socket", "select", "ssl", "threading", "time"}
 
@@ -37,8 +40,11 @@ def may_import(here: Place, there: Place) -> bool:
     mine, other = here[0], there[0]
     if "rtc" in (mine, other):  # the cellar has two stairs
         return other == "rtc" and (mine in ("rtc", "client") or here == ("transports", "datachannel"))
-    if mine == other == "client":  # its __init__ is its roof
-        return len(there) > 1 and (len(here) == 1 or CLIENT.index(there[1]) < CLIENT.index(here[1]))
+    if mine == other and mine in ANNEXES:  # its __init__ is its roof
+        floors = ANNEXES[mine]
+        return len(there) > 1 and (len(here) == 1 or floors.index(there[1]) < floors.index(here[1]))
+    if mine == "testing":
+        return other in FLOORS[: FLOORS.index("server")]
     if mine == "client":
         return other in ("protocol", "trust")
     if other == "client":
@@ -77,7 +83,7 @@ def imported(code: str, here: Place, is_drawer: bool, files: set[Place]) -> Iter
             module = (*start, *(node.module or "").split(".")) if node.module else start
             for alias in node.names:  # from . import server: the module is among the aliases
                 below = (*module[1:], alias.name)
-                is_module = below in files or (len(below) == 1 and alias.name in (*FLOORS, "client", "rtc"))
+                is_module = below in files or (len(below) == 1 and alias.name in (*FLOORS, *ANNEXES, "rtc"))
                 yield node.lineno, ".".join((*module, alias.name) if is_module else module)
 
 
@@ -94,7 +100,7 @@ def faults(code: str, here: Place, is_drawer: bool = False, files: set[Place] | 
 
 
 def test_every_file_has_a_place() -> None:
-    lost = [place for place in places() if place and place[0] not in (*FLOORS, "rtc", "client")]
+    lost = [place for place in places() if place and place[0] not in (*FLOORS, *ANNEXES, "rtc")]
     assert not lost, f"without a place: {lost}"
 
 
@@ -109,7 +115,7 @@ def test_imports_go_down_and_quiet_floors_stay_quiet() -> None:
 WEBSOCKET = ("transports", "websocket")
 FILES = {("transports",), WEBSOCKET, ("transports", "datachannel"), ("rtc",), ("rtc", "stun")}
 FILES |= {("pieces", "lobby"), ("pieces", "_code")}
-FILES |= {("client", name) for name in CLIENT}
+FILES |= {(annex, name) for annex, floors in ANNEXES.items() for name in floors}
 BAD = (
     (("rooms",), "from . import server"),
     (("rooms",), "from session_server import http"),
@@ -129,6 +135,9 @@ BAD = (
     (("client", "links"), "from ..room import Client"),
     (("client", "links"), "from .seat import Seat"),
     (("client", "seat"), "from . import session"),
+    (("testing", "server"), "from ..server import Server"),
+    (("testing", "loop"), "from .player import Player"),
+    (("reload",), "from .testing import RoomTest"),
 )
 GOOD = (
     (("rooms",), "import logging\nfrom . import config, room\nfrom .protocol import Message"),
@@ -138,6 +147,7 @@ GOOD = (
     (("client", "links"), "import asyncio\nfrom ..protocol import Message\nfrom ..rtc.sctp import Association"),
     (("client", "seat"), "from .links import WebSocketLink\nfrom ..trust import Trust"),
     (("load",), "from .client import session"),
+    (("testing",), "from .rooms import Rooms\nfrom .testing.player import Player"),
 )
 
 

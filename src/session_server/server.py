@@ -18,7 +18,6 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
 from .addresses import announced, out_of_reach
-from .calls import TookTooLong
 from .clock import Rota
 from .config import Config, ConfigError
 from .engine.memory import MemoryEngine
@@ -30,6 +29,7 @@ from .reload import Reloader
 from .rfc6455 import refusal
 from .rooms import Rooms
 from .signalling import Signalling
+from .tasks import outcome
 from .tls import certificate
 from .tokens import Verifier
 from .transports.datachannel import DataChannels
@@ -432,21 +432,9 @@ class Server:
         """Runs a room's async handler; `done` is told its value or its error, but not when the server ends."""
 
         async def run() -> None:
-            value: Any = None
-            error: BaseException | None = None
-            try:
-                async with asyncio.timeout(seconds) as limit:
-                    value = await awaitable
-            except TimeoutError as caught:  # ours, or one of the author's own
-                error = TookTooLong() if limit.expired() else caught
-            except (Exception, SystemExit) as caught:
-                error = caught
-            except asyncio.CancelledError as caught:  # of something that the handler waited for, unless it is our end
-                if (task := asyncio.current_task()) is None or task.cancelling():
-                    raise
-                error = caught
+            ended = await outcome(awaitable, seconds)
             self.rooms.enter(self.clock())
-            done(value, error)
+            done(*ended)
 
         self.run(run())
 
