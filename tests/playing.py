@@ -683,6 +683,9 @@ class Log:
 
     info = warning = error = exception = _keep
 
+    def debug(self, event: str, **more: Any) -> None:
+        """Not kept: what a run logs is what is worth a look."""
+
 
 class Classes:
     """Room classes by piece, from a dict; an exception in it is raised, as for code that cannot be loaded."""

@@ -120,8 +120,8 @@ class Outbox:
     """What one room sends: to whom, on which of their links, and when it is written."""
 
     __slots__ = (
-        "_deferred", "_dirty", "_flushed_at", "_flushing", "_numbers", "_services", "_total", "flush_after", "seats",
-        "streams",
+        "_deferred", "_dirty", "_flushed_at", "_flushing", "_services", "flush_after", "numbers", "seats", "streams",
+        "total",
     )  # fmt: skip
 
     def __init__(self, services: Services, seats: Mapping[int, Seat], flush_after: float) -> None:
@@ -134,14 +134,14 @@ class Outbox:
         self._flushed_at = float("-inf")
         self._flushing = False
         self._deferred: list[Callable[[], None]] = []  # what a write brought about: a full buffer, a slow consumer
-        self._total = 0  # counted messages broadcast so far
-        self._numbers: dict[str, int] = {}  # by type, of the room's own messages that may be lost
+        self.total = 0  # counted messages broadcast so far
+        self.numbers: dict[str, int] = {}  # by type, of the room's own messages that may be lost
 
     # --- who is sent what, on which link ------------------------------------------------------------------------------
 
     def count_from_here(self, client: Seat) -> None:
         """A new seat: what was sent before is none of its."""
-        client._offset = -self._total
+        client._offset = -self.total
 
     def postpone(self, call: Callable[[], None]) -> bool:
         """Whether a flush is under way: then the call follows it. It must not find a room half flushed."""
@@ -213,12 +213,12 @@ class Outbox:
     def seq(self, client: Seat) -> int:
         """Reliable messages addressed to this seat so far, dropped or not: all broadcasts, less those it was left out
         of, plus those to it alone."""
-        return self._total + client._offset
+        return self.total + client._offset
 
     def broadcast(self, item: AnyMessage, exclude: Seat | None = None) -> None:
         """To all but `exclude`, each on the links that take such a message now."""
         if item.reliable is not False:
-            self._total += 1
+            self.total += 1
             if exclude is not None:
                 exclude._offset -= 1
             for stream in self.streams:
@@ -297,7 +297,7 @@ class Outbox:
         """What may be lost is numbered where somebody has two links."""
         if item.n is UNSET and any(not stream.reliable for stream in self.streams):
             sender = self.seats.get(item.id)
-            numbers = self._numbers if sender is None else sender.numbers()
+            numbers = self.numbers if sender is None else sender.numbers()
             item.n = numbers[item.type] = numbers.get(item.type, 0) + 1
 
     def _flush_later(self) -> None:

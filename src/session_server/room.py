@@ -315,6 +315,17 @@ class RoomCore:
             self.calls.start_ticks(self.room_class.tick_rate)
         return client
 
+    def readmit(self, client: Client) -> None:
+        """A seat of another process (handover): without a link, for as long as after a drop."""
+        self.clients[client.id] = client
+        self.presence.add(client)
+        for token in (client._resume_before, client._resume):
+            if token:
+                self.resumable[token] = client
+        grace = self.room_class.grace if client._resume else 0.0  # a classic client cannot come back to its seat
+        client._grace = self.services.timers.at(self.services.now + grace, lambda now: self._expire(client, now))
+        self.calls.start_ticks(self.room_class.tick_rate)
+
     def resume(self, client: Client, link: Link, received: int) -> None:
         """The seat of a valid resume token, back on a new link; `received` is the client's count (wire.md, Resume)."""
         if client._link is not None:  # the server did not know yet that it was dead

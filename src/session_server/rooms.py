@@ -171,6 +171,11 @@ class Rooms:
         self._emptied(core, self._services.now)
         return core
 
+    def restore(self, slug: str, epoch: int) -> RoomCore:
+        """A room that another process has had. Raises PieceError."""
+        core = self.rooms[slug] = self._make(slug, self.class_of(slug), max(self._claim(slug), epoch))
+        return core
+
     def _make(self, slug: str, room_class: type[Room], epoch: int) -> RoomCore:
         """Raises PieceError."""
         try:
