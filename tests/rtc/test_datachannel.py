@@ -669,6 +669,7 @@ def test_a_peer_has_a_bounded_number_of_addresses() -> None:
 # The end
 
 
+@pytest.mark.timeout(120)  # seconds, for a busy machine; it takes 2
 def test_a_thousand_peers_that_come_and_go_leave_nothing_behind() -> None:
     def live(count: int) -> int:
         for seed in range(count):

@@ -545,6 +545,7 @@ def carried(loss: float, seconds: float = 20.0) -> tuple[int, int]:
     return sum(map(len, pair.heard("b"))), most
 
 
+@pytest.mark.timeout(120)  # seconds, for a busy machine; it takes 1
 def test_who_loses_a_fifth_slows_down() -> None:
     free, most_free = carried(0.0)
     bad, most_bad = carried(0.2)
@@ -1032,6 +1033,7 @@ def test_chunks_of_chance_raise_nothing_and_leave_the_neighbour_alone() -> None:
     talk(neighbour)
 
 
+@pytest.mark.timeout(120)  # seconds, for a busy machine; it takes 2
 def test_a_thousand_associations_leave_nothing_behind() -> None:
     def live(count: int) -> None:
         for seed in range(count):
