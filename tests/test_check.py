@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -206,10 +207,9 @@ async def test_a_connection_that_stays_open_while_nothing_is_said(
 
 @in_loop
 async def test_nobody_listens() -> None:
-    server = await asyncio.start_server(lambda *streams: None, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    server.close()
-    found = await examine(f"http://127.0.0.1:{port}")
+    with socket.socket() as sock:  # bound, and not listening
+        sock.bind(("127.0.0.1", 0))
+        found = await examine(f"http://127.0.0.1:{sock.getsockname()[1]}")
     assert bad(found) == {"connection": "nobody listens there"}
 
 
@@ -317,6 +317,15 @@ def test_udp_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert the(found, "geckos").level is Level.WARNING
 
 
+def test_an_announced_address_that_leads_nowhere_beside_one_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "UDP_WITHIN", 1.0)
+    with serving(announce_ip=("127.0.0.3", "127.0.0.1")) as site:
+        found = asyncio.run(examine(f"http://127.0.0.1:{site.port}"))
+    assert not bad(found)
+    assert [one.level for one in found if one.check == "udp"] == [Level.WARNING, Level.OK]
+    assert the(found, "datagrams").level is not Level.SKIPPED
+
+
 def test_a_public_server_that_announces_only_private_addresses(site: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     async def resolve(host: str) -> list[str]:
         return ["9.9.9.9"]
@@ -378,6 +387,20 @@ def test_whether_the_pages_of_a_site_are_let_in(listed: tuple[str, ...], wrong: 
         found = asyncio.run(examine(f"http://127.0.0.1:{site.port}", origin="https://page.example"))
     assert list(bad(found)) == wrong
     assert not wrong or "--origin" in the(found, "websocket").advice
+
+
+@in_loop
+async def test_every_request_says_what_a_page_of_that_site_would_say() -> None:
+    heads: list[str] = []
+
+    def note(head: str) -> str:
+        heads.append(head)
+        return head
+
+    with serving(origin=("https://page.example",)) as site:
+        async with spoiled(site, request=note) as proxy:
+            await examine(proxy.url, origin="https://page.example")
+    assert heads and all("\r\nOrigin: https://page.example\r\n" in head for head in heads)
 
 
 # --- certificates -----------------------------------------------------------------------------------------------------
