@@ -13,6 +13,12 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from playwright.async_api import Page
 
 from browser import chromium, in_chromium
@@ -204,7 +210,8 @@ def test_a_broken_new_file_is_an_error_in_the_log_and_the_old_one_stays(tmp_path
         case "of another key":
             write(chain, "localhost")
         case "encrypted":
-            key.write_text(ENCRYPTED, encoding="ascii")
+            secret = load_pem_private_key(key.read_bytes(), None)
+            key.write_bytes(secret.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")))
     for _ in range(3):
         kept.refresh()
     assert kept._newest is before
@@ -213,13 +220,6 @@ def test_a_broken_new_file_is_an_error_in_the_log_and_the_old_one_stays(tmp_path
     key.write_bytes(write(chain, "localhost").read_bytes())
     kept.refresh()
     assert kept._newest is not before, "the next good ones are taken"
-
-
-ENCRYPTED = """-----BEGIN ENCRYPTED PRIVATE KEY-----
-MIHsMFcGCSqGSIb3DQEFDTBKMCkGCSqGSIb3DQEFDDAcBAjBR0Vn0lVUqwICCAAw
-DAYIKoZIhvcNAgkFADAdBglghkgBZQMEASoEEPzj3jCc3kQ1dPRQx0kEtRcEgZA=
------END ENCRYPTED PRIVATE KEY-----
-"""
 
 
 def test_files_that_cannot_be_used_at_the_start_are_one_line(tmp_path: Path) -> None:
