@@ -452,7 +452,7 @@ class World:
             getattr(player, how)()
 
     def weather(self, most: float) -> None:
-        self.play.network.delay = (0.0, most)
+        self.play.network(delay=most / 2, jitter=most / 2)
 
     def wait(self, seconds: float) -> None:
         self.play.advance(seconds)
