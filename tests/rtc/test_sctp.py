@@ -704,7 +704,7 @@ def test_of_what_may_be_lost_the_oldest_makes_room_and_is_counted() -> None:
         assert say(pair.a, payload)
         assert pair.a.buffered < STALE + 1000 + sctp_send.FIRST_WINDOW + wire.MAX_PACKET
         pair.run(0.0)
-    assert 700 < pair.a.shed < 750
+    assert 780 < pair.a.shed < 820
     pair.network.loss = 0.0
     pair.run(3.0)
     assert pair.heard("b") == sent[-len(pair.heard("b")) :] and len(pair.heard("b")) > 100
@@ -716,6 +716,7 @@ def test_a_long_message_is_not_kept_back_by_short_ones_nor_refused() -> None:
         say(pair.a, b"%d" % number * 100)
         if number % 50 == 0:
             assert say(pair.a, bytes(65536))
+            say(pair.a, b"beside it")
         pair.run(0.02)
     pair.run(3.0)
     assert [len(payload) for payload in pair.heard("b")].count(65536) == 6 and pair.a.shed == 0
@@ -740,11 +741,11 @@ def test_both_kinds_have_their_turn(size: int) -> None:
     pair = connected()
     for number in range(200):
         assert say(pair.a, b"must %d" % number + bytes(size), ordered=True, retransmits=None)
-    for number in range(50):
+    for number in range(40):
         say(pair.a, b"may %d" % number + bytes(size))
     pair.run(0.6)
-    first = [payload[:3] for payload in pair.heard("b")[:80]]
-    assert 35 <= first.count(b"may") <= 45
+    first = [payload[:3] for payload in pair.heard("b")[:60]]
+    assert 25 <= first.count(b"may") <= 35
 
 
 def test_what_must_arrive_is_refused_above_a_mebibyte_and_does_not_crowd_out_the_rest() -> None:

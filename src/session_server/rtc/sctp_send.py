@@ -30,7 +30,7 @@ from .sctp_chunks import (
 )
 
 BUFFER: Final = 1024 * 1024  # bytes that wait and may not be lost, above which `send` refuses
-STALE: Final = 128 * 1024  # bytes behind the oldest message that may be lost, above which it is shed
+STALE: Final = 96 * 1024  # bytes behind the oldest that may be lost, above which it is shed: a long one, and some
 MAX_OUTSTANDING: Final = 1024  # TSNs above the cumulative one
 FIRST_WINDOW: Final = 10 * MAX_PACKET  # bytes (as TCP, RFC 6928)
 LEAST_WINDOW: Final = 4 * MAX_PACKET  # bytes (§7.2.3)
