@@ -294,6 +294,7 @@ async def test_a_proxy_that_eats_the_upgrade(site: Serving) -> None:
         found = await examine(proxy.url)
     assert list(bad(found)) == ["websocket"]
     assert the(found, "websocket").advice.startswith("Let the proxy pass Upgrade")
+    assert found[-1].level is Level.SKIPPED
 
 
 @in_loop
@@ -437,9 +438,17 @@ async def test_no_tls_where_it_was_asked_for(site: Serving, monkeypatch: pytest.
     assert "http://" in the(found, "tls").advice
 
 
-@pytest.mark.parametrize(("days", "level"), [(60, Level.OK), (14, Level.OK), (3, Level.WARNING)])
-def test_a_certificate_that_soon_ends(days: float, level: Level) -> None:
-    assert findings.certificate_life("it", days).level is level
+@pytest.mark.parametrize(
+    ("days", "life", "level", "seen"),
+    [
+        (60, 90, Level.OK, "trusted, good for 60 days"),
+        (3, 90, Level.WARNING, "trusted, but only good for 3 days"),
+        (0.4, 0.5, Level.OK, "trusted, good for 10 hours"),
+    ],
+)
+def test_a_certificate_that_should_have_been_renewed(days: float, life: float, level: Level, seen: str) -> None:
+    finding = findings.certificate_life("it", days * 86400, life * 86400)
+    assert (finding.level, finding.seen) == (level, seen)
 
 
 # --- judgements -------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ SLOW: Final = 0.15  # seconds of a round trip, from which on players feel it
 UNSTEADY: Final = 0.03  # seconds of jitter, from which on they see it
 LOSSY: Final = 0.02  # share of datagrams
 SKEW: Final = 30.0  # seconds between wall clocks; Date has whole seconds
-SHORT_LIFE: Final = 14.0  # days for which a certificate is still good
+RENEWED: Final = 0.2  # share of a certificate's life; less is left only where nobody renews it (Caddy does at a third)
 
 
 class Level(StrEnum):
@@ -76,10 +76,13 @@ def without_tls(tried: str, addresses: Iterable[str]) -> Finding:
     return warning("tls", tried, "without TLS: pages that came by https are not let through by browsers", advice)
 
 
-def certificate_life(tried: str, days: float) -> Finding:
-    if days >= SHORT_LIFE:
-        return ok("tls", tried, f"trusted, good for {days:.0f} days", days=days)
-    return warning("tls", tried, f"trusted, but good for only {days:.0f} days", "Renew it, and see why nothing does.")
+def certificate_life(tried: str, left: float, whole: float) -> Finding:
+    """`left` and `whole` life in seconds."""
+    days = left / 86400
+    seen = f"good for {days:.0f} days" if days >= 2 else f"good for {left / 3600:.0f} hours"
+    if left >= RENEWED * whole:
+        return ok("tls", tried, f"trusted, {seen}", days=days)
+    return warning("tls", tried, f"trusted, but only {seen}", "Renew it, and see why nothing does.", days=days)
 
 
 def bad_certificate(tried: str, code: int, reason: str) -> Finding:
