@@ -54,8 +54,7 @@ class Proxy:
 def caddy(upstream: int, folder: Path, file: str = "Caddyfile", **more: str) -> Iterator[Proxy]:
     """A file of deploy/ at work, with a certificate of Caddy's own for localhost. `more`: what else it asks for."""
     program = installed("caddy")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     (folder / "Caddyfile").write_text(CADDY % (folder, DEPLOY / file), encoding="utf-8")
     site = f"https://localhost:{port}"
     places = {"SITE": site, "SITES": site, "UPSTREAM": f"127.0.0.1:{upstream}", "HOME": str(folder)} | more
@@ -70,6 +69,12 @@ def caddy(upstream: int, folder: Path, file: str = "Caddyfile", **more: str) -> 
     finally:
         process.terminate()
         process.wait(10)
+
+
+def free_port() -> int:
+    """One that nobody had just now, for programs that cannot say which they chose."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def wait_for(proxy: Proxy, process: subprocess.Popen[bytes], log: Path) -> None:

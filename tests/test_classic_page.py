@@ -18,7 +18,7 @@ import pytest
 from playwright.async_api import Page
 
 from browser import chromium, in_chromium
-from proxy import caddy
+from proxy import caddy, free_port
 from serving import PATIENCE, Serving, read_answers, request, serving
 from test_geckos_clients import bundles
 
@@ -29,9 +29,10 @@ TOKEN = "an admin's token"
 class Site:
     """Where pages are, and the server behind it."""
 
-    def __init__(self, it: Serving, port: int, root: Path) -> None:
+    def __init__(self, it: Serving, port: int, root: Path, pages: str | None = None) -> None:
         self.it, self.port, self.root = it, port, root
         self.url = f"https://localhost:{port}"
+        self.pages = pages or self.url
 
     @asynccontextmanager
     async def page(self, handle: str, piece: str = "field") -> AsyncIterator[Page]:
@@ -41,7 +42,7 @@ class Site:
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.set_default_timeout(8_000)
-        await page.goto(f"{self.url}/classic")
+        await page.goto(f"{self.pages}/classic")
         await page.evaluate(f"play({json.dumps(handle)}, {json.dumps(piece)}) && 0")
         await connected(page)
         try:
@@ -63,19 +64,27 @@ class Site:
 
 @pytest.fixture(params=["direct", "isolated", "caddy"])
 def site(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """`direct`: pages are at a host of their own, which sends them here, as with a CDN. `isolated`: a room per slug."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     pieces = {"classic.html": "page.html", "classic.js": "classic.js"}
     files = {name: (CLASSIC / file).read_text(encoding="utf-8") for name, file in pieces.items()}
     files["geckos.js"] = bundles()["geckos-3.1.0.js"]
-    behind = request.param == "caddy"
-    more = {"tls": None if behind else "self-signed", "isolate_classic": request.param == "isolated"}
     with ExitStack() as stack:
-        it = stack.enter_context(serving(files, admin_token=TOKEN, **more))
-        if behind:
+        if request.param == "caddy":
+            it = stack.enter_context(serving(files, admin_token=TOKEN))
             proxy = stack.enter_context(caddy(it.port, tmp_path))
             yield Site(it, proxy.port, proxy.root)
-        else:
-            yield Site(it, it.port, tmp_path / "session-server" / "localhost.pem")
+            return
+        settings: dict[str, Any] = {"admin_token": TOKEN, "tls": "self-signed"}
+        own = tmp_path / "session-server" / "localhost.pem"
+        if request.param == "isolated":
+            it = stack.enter_context(serving(files, **settings, isolate_classic=True))
+            yield Site(it, it.port, own)
+            return
+        port = free_port()
+        it = stack.enter_context(serving(**settings, origin=(f"http://127.0.0.1:{port}",)))
+        stack.enter_context(serving(files, port=port, public_url=f"https://localhost:{it.port}"))
+        yield Site(it, it.port, own, f"http://127.0.0.1:{port}")
 
 
 async def connected(page: Page) -> int:
