@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import resource
 import shutil
@@ -44,7 +45,8 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
             more |= {"type": plain, "default": default, "show_default": default is not None}
         if "metavar" in metadata:
             more["metavar"] = metadata["metavar"]
-        command = click.option(flag_of(name), name, **more)(command)
+        names = [metadata["short"]] if "short" in metadata else []
+        command = click.option(*names, flag_of(name), name, **more)(command)
     return command
 
 
@@ -220,7 +222,9 @@ def ac_session() -> None:
 def run(settings: dict[str, Any], ready: Callable[[Server, str], None]) -> None:
     try:
         config = Config(**settings)
-        log = make_log(config.log_format)
+        log = make_log(config.log_format, config.verbose)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # slugs are of any script, terminals are not
         raise_file_limit()
         with asyncio.Runner(loop_factory=fastest_loop()) as runner:
             runner.run(live(config, log, ready))

@@ -18,7 +18,7 @@ class ConfigError(Exception):
 
 
 def setting(default: Any, meaning: str, **more: Any) -> Any:
-    """A field with its help text; `more` is for the command line (`many`, `choices`, `secret`, `metavar`)."""
+    """A field with its help text; `more` is for the command line (`many`, `choices`, `secret`, `metavar`, `short`)."""
     return field(default=default, repr=not more.get("secret"), metadata={"help": meaning, **more})
 
 
@@ -54,6 +54,7 @@ class Config:
     admin_token: str | None = setting(None, "Token that opens details and administration.", secret=True)
     drain: float = setting(10.0, "Seconds in which clients are let go when the server stops.")
     log_format: str = setting("text", "How log lines are written.", choices=("text", "json"))
+    verbose: bool = setting(False, "Also log who joins, drops, resumes and leaves.", short="-v")
     isolate_classic: bool = setting(False, "Give classic pages a room per slug instead of the lobby.")
     code_channels: str | None = setting(
         None,

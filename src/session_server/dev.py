@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 import click
@@ -17,6 +19,8 @@ from .pieces import BUILT_IN, name_error
 from .server import Server
 
 QUIET_FOR: Final = 30  # milliseconds without another edit, then what was saved is taken over
+STUCK_AFTER: Final = 0.5  # seconds from Ctrl+C
+STUCK_AGAIN: Final = 3.0  # seconds; longer than an end takes that goes well
 LAN_NOTE: Final = (
     "Other devices reach it as plain http: rooms and UDP work, but browsers keep camera, microphone, sensors and\n"
     "clipboard for https. With --tls self-signed pages have them, after one warning on each device."
@@ -45,11 +49,30 @@ def announce(server: Server, url: str) -> None:
         for address in own_addresses(server.config.host):
             elsewhere = f"{server.config.scheme}://{address}:{server.ports[0]}"
             click.echo(f"On this network: {elsewhere}")
-            if sys.stdout.isatty():
+            if sys.stdout.isatty() and sys.stdout.encoding.lower() == "utf-8":  # it is drawn with block elements
                 segno.make(elsewhere).terminal(compact=True)
         if not server.config.tls_cert and not server.config.tls:
             click.echo(LAN_NOTE)
     click.echo("Stop with Ctrl+C.")
+    insist(server)
+
+
+def insist(server: Server) -> None:
+    """Ctrl+C is heard by the loop, and ends also a piece that never comes back to it. Called while the server runs."""
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, STUCK_AFTER, STUCK_AGAIN)
+
+    def look(number: int, frame: FrameType | None) -> None:
+        if server.stopping or frame is None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        else:
+            server.log.error("stopped in the middle of", at=f"{frame.f_code.co_filename}:{frame.f_lineno}")
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGALRM, look)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, asked)
 
 
 async def watch(server: Server) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from typing import Any, TextIO, cast
 
 import structlog
 
 
-def make_log(format: str, stream: TextIO | None = None) -> Any:
-    """A logger; `format` is `text` or `json`."""
+def make_log(format: str, verbose: bool = False, stream: TextIO | None = None) -> Any:
+    """A logger; `format` is `text` or `json`, `verbose` shows what is logged as `debug`."""
     stream = stream or sys.stderr
     render: Any = structlog.processors.JSONRenderer()
     tracebacks: list[Any] = [structlog.processors.format_exc_info]
     if format == "text":
-        colors = stream.isatty()
-        render = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
+        render = structlog.dev.ConsoleRenderer(
+            colors=takes_colors(stream),
+            sort_keys=False,  # the room first, then the client
+            exception_formatter=structlog.dev.plain_traceback,
+        )
         tracebacks = []
     return structlog.wrap_logger(
         structlog.WriteLogger(cast(TextIO, Unbroken(stream))),
@@ -27,9 +32,14 @@ def make_log(format: str, stream: TextIO | None = None) -> Any:
             neutralise,
             render,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(20),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
         cache_logger_on_first_use=True,
     )
+
+
+def takes_colors(stream: TextIO) -> bool:
+    """A terminal that knows escape sequences (Emacs calls itself `dumb`), of somebody who has not asked for none."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
 
 
 def neutralise(logger: Any, method: str, event: Any) -> Any:

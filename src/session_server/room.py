@@ -310,6 +310,7 @@ class RoomCore:
             self._greet(client, link, recovered=False)
             if not client.beside:
                 self._announce(joined(client.id, self.count), client)
+        self.log.debug("joined", client=client.id, name=client.name, link=link.kind)
         self.calls.hook("on_join", client)
         if self.clients:
             self.calls.start_ticks(self.room_class.tick_rate)
@@ -339,6 +340,7 @@ class RoomCore:
         self.presence.change(client)
         self._greet(client, link, recovered)
         self._presence_later()
+        self.log.debug("resumed", client=client.id, recovered=recovered)
         self.calls.hook("on_resume", client)
 
     def drop(self, client: Client, link: Link, clean: bool) -> None:
@@ -353,6 +355,7 @@ class RoomCore:
         self.presence.change(client)
         self._presence_later()
         client._grace = self.services.timers.at(self.services.now + grace, lambda now: self._expire(client, now))
+        self.log.debug("dropped", client=client.id, grace=grace)
         self.calls.hook("on_drop", client)
 
     def _expire(self, client: Client, now: float) -> None:
@@ -373,6 +376,7 @@ class RoomCore:
             self._beside -= 1
         else:
             self.presence.remove(client)
+        self.log.debug("left", client=client.id, reason=reason)
         self.calls.hook("on_leave", client, reason)
         if not client.beside and not self.room_class.raw:
             self._farewell(client)

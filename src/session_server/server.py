@@ -294,7 +294,10 @@ class Server:
         """Runs until it is told to stop; `ready(url)` is called once it serves."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self.stop)
-        self._loop.add_signal_handler(signal.SIGHUP, self.reload)
+        if not self.config.development:
+            self._loop.add_signal_handler(signal.SIGHUP, self.reload)
+        elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: goes on without its terminal
+            self._loop.add_signal_handler(signal.SIGHUP, self.stop)
         ready(self.url)
         if self.config.tls:
             self.log.info("self-signed certificate: open this URL once in each browser and accept it", url=self.url)
@@ -314,6 +317,10 @@ class Server:
         if self._stop.is_set():
             self._hurry.set()
         self._stop.set()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stop.is_set()
 
     async def drain(self) -> None:
         """No new joins; clients are let go in slices within `config.drain` seconds, at once in development."""
