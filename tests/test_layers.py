@@ -18,8 +18,8 @@ ROOMS = (
 )  # fmt: skip
 STRANGERS = ("http", "signalling", "transports", "engine")  # these do not see each other
 TOP = (
-    "logs", "tokens", "reload", "tasks", "addresses", "tls", "port", "server", "dev", "findings", "probe", "check",
-    "load", "cli",
+    "logs", "tokens", "reload", "tasks", "addresses", "tls", "port", "keeper", "server", "dev", "findings", "probe",
+    "check", "load", "cli",
 )  # fmt: skip
 FLOORS = (*GROUND, *ROOMS, *STRANGERS, *TOP)
 ANNEXES = {  # with floors of their own

@@ -22,6 +22,7 @@ import click
 from .config import Config, ConfigError, flag_of, flags, origin_of
 from .dev import announce, create, develop, watch
 from .findings import Finding, Level
+from .keeper import Inherited, Keeper, is_written_here
 from .logs import make_log
 from .port import claim
 from .server import Server
@@ -238,18 +239,25 @@ def stop(reason: str) -> NoReturn:
 
 
 async def live(config: Config, log: Any, ready: Callable[[Server, str], None]) -> None:
+    inherited = Inherited.here() if config.development else None
+    sockets = held = None
+    if config.development and inherited is None:
+        sockets, held = claim(config, lambda line: click.echo(line, err=True))  # `held` is, until this ends
+        if is_written_here():
+            sys.exit(await Keeper(config, sockets, log).run())
     server = Server(config, log)
     errors = server.pieces.errors()
     if errors and not config.development:
         raise ConfigError("a piece cannot be loaded: " + "; ".join(errors))
     for error in errors:
         log.error("a piece cannot be loaded", error=error)
-    if config.development:
-        sockets, held = claim(config, lambda line: click.echo(line, err=True))  # `held` is, until this ends
+    if inherited is None:
         await server.start(sockets)
-        server.run(watch(server))
     else:
-        await server.start()
+        await server.start(inherited.sockets, inherited.datagrams, inherited.take_rooms())
+        inherited.obey(server.stop, lambda: server.hand_over(inherited.leave_rooms))
+    if config.development:
+        server.run(watch(server))
     await server.serve(lambda url: ready(server, url))
 
 

@@ -172,8 +172,8 @@ class Rooms:
         return core
 
     def restore(self, slug: str, epoch: int) -> RoomCore:
-        """A room that another process has had. Raises PieceError."""
-        core = self.rooms[slug] = self._make(slug, self.class_of(slug), max(self._claim(slug), epoch))
+        """A room that another process of this node owned, and in its epoch still does. Raises PieceError."""
+        core = self.rooms[slug] = self._make(slug, self.class_of(slug), epoch)
         return core
 
     def _make(self, slug: str, room_class: type[Room], epoch: int) -> RoomCore:

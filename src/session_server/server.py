@@ -16,11 +16,13 @@ from typing import Any, Final, cast
 
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
+from msgspec import MsgspecError
 
 from .addresses import announced, out_of_reach
 from .clock import Rota
 from .config import Config, ConfigError
 from .engine.memory import MemoryEngine
+from .handover import pack, unpack
 from .http import Site
 from .pieces import Pieces
 from .port import bind, bind_udp
@@ -258,15 +260,19 @@ class Server:
     # --- life ---------------------------------------------------------------------------------------------------------
 
     async def start(
-        self, sockets: list[socket.socket] | None = None, datagrams: list[socket.socket] | None = None
-    ) -> None:
-        """Listens, on TCP `sockets` and UDP `datagrams` if they are handed in. Raises ConfigError."""
+        self, sockets: list[socket.socket] | None = None, datagrams: list[socket.socket] | None = None,
+        rooms: bytes = b"",
+    ) -> None:  # fmt: skip
+        """Listens, on TCP `sockets` and UDP `datagrams` if they are handed in, and goes on with `rooms` of another
+        process. Raises ConfigError."""
         self._loop = asyncio.get_running_loop()
         http = web.Server(self._site.answer, access_log_class=Answered, keepalive_timeout=IDLE_FOR * 10)
         self.new_http: Callable[[], asyncio.Protocol] = http
         self._certificate = certificate(self.config, self.log)
         tls = self._certificate.context if self._certificate else None
         await self.verifier.start()
+        if rooms:
+            self._inherit(rooms)
         for listener in sockets if sockets is not None else bind(self.config):
             self._listeners.append(
                 await self._loop.create_server(
@@ -311,6 +317,24 @@ class Server:
         except Exception:
             self.rooms.totals.faults += 1
             self.log.exception("fault in the server")
+
+    def _inherit(self, rooms: bytes) -> None:
+        self.rooms.enter(self.clock())
+        try:
+            unpack(self.rooms, rooms, self.log)
+        except MsgspecError as error:  # other code has written it
+            self.log.warning("rooms of the process before cannot be taken over", error=str(error))
+
+    def hand_over(self, leave: Callable[[bytes], None]) -> None:
+        """Another process goes on: `leave` is given the rooms, clients are told to come back, and this one ends."""
+        for listener in self._listeners:  # who comes now waits for the other
+            listener.close()
+        for core in self.rooms:
+            core.outbox.flush(self.clock())
+        leave(pack(self.rooms))
+        for core in self.rooms:
+            core.calls.busy = True  # no code of a piece runs here any more
+        self.stop()
 
     def stop(self) -> None:
         """Asks for a drain; the second time, for a quick one."""
