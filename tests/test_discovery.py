@@ -121,6 +121,7 @@ OLD = {"SESSION_SERVER_OLD_URL": "https://old.example.org", "SESSION_SERVER_OLD_
         ("https://site.example/session/field~a?service=undefined", PUBLIC, PLAY),
         ("https://site.example/session/duel~a?service=undefined", PUBLIC | OLD, "https://old.example.org"),
         ("https://site.example/session/arena:1", PUBLIC | OLD, "https://old.example.org"),
+        ("https://site.example/session/a?b", PUBLIC | {"SESSION_SERVER_ISOLATE_CLASSIC": "1"}, f"{PLAY}/session/a"),
         ("https://site.example/session/duels", PUBLIC | OLD, PLAY),
         ("https://site.example/session/~duel", PUBLIC, PLAY),
         ("http://localhost:8888/session/duel", LOCAL | OLD, "https://localhost:8889"),

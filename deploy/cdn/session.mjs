@@ -2,12 +2,13 @@
 // It says what the server itself would say, and is tested with the same vectors: tests/vectors/discovery.json.
 
 const environment = globalThis.process?.env ?? {};
-const { SESSION_SERVER_PUBLIC_URL, SESSION_SERVER_LOCAL_NAME, NETLIFY_DEV } = environment;
+const { SESSION_SERVER_PUBLIC_URL, SESSION_SERVER_LOCAL_NAME, SESSION_SERVER_ISOLATE_CLASSIC, NETLIFY_DEV } = environment;
 const { SESSION_SERVER_OLD_URL, SESSION_SERVER_OLD_PIECES = "" } = environment;
 
 const settings = {
   publicUrl: SESSION_SERVER_PUBLIC_URL, // the one variable that says which server pages go to
   localName: SESSION_SERVER_LOCAL_NAME,
+  isolateClassic: /^(1|true|yes|on)$/i.test(SESSION_SERVER_ISOLATE_CLASSIC),
   development: NETLIFY_DEV === "true", // set by `netlify dev`
   port: 8889, // of the session server in development
 };
