@@ -424,6 +424,20 @@ def test_three_later_ones_show_a_loss_and_what_must_arrive_is_sent_again_before_
     assert types(pair.packets["a"]) == [wire.DATA] * 6
 
 
+def test_a_loss_in_a_steady_flow_is_seen_after_three_packets_and_a_round_trip() -> None:
+    network = Network()
+    pair = connected(network)
+    lost = network.sent + 1
+    network.passes = lambda to, packet: network.sent != lost
+    for _ in range(4):
+        say(pair.a, b"x" * 100)
+        pair.run(0.01)
+    assert len(pair.a._sender._outstanding) == 4
+    pair.run(4 * DELAY)
+    assert types(pair.packets["a"]) == [wire.DATA] * 4 + [wire.FORWARD_TSN]
+    assert pair.a._sender._tries == 0 and not pair.a._sender._outstanding
+
+
 def test_the_same_sack_again_is_no_sign_of_loss() -> None:
     network = Network(doubled=1.0)
     pair = connected(network)
