@@ -236,3 +236,25 @@ def test_code_that_is_removed_makes_a_relay_and_written_again_a_room(stage: Stag
     stage.reload()
     assert stage.ada.ask("step").error is not None, "nobody has joined this instance"
     assert stage.play.join().ask("step").value == 4
+
+
+def test_fifty_edits_under_a_thousand_messages_a_second_lose_none(stage: Stage) -> None:
+    crowd = [stage.play.join() for _ in range(8)]
+    sent = 0
+    for version in range(2, 52):
+        stage.save(version)
+        for player in crowd:
+            player.send("wave", sent)
+            sent += 1
+        if version % 10 == 0:
+            stage.ada.ask("think")  # an async handler is under way
+        stage.reload()
+        for player in crowd:
+            player.send("wave", sent)
+            sent += 1
+        if version % 10 == 0:
+            stage.room.gate.open()
+        stage.play.advance(0.016)
+    assert stage.bob.heard("wave") == list(range(sent)) and sent == 800
+    assert stage.pieces.table["field"].version == 51 and stage.ada.ask("step").value == 51
+    assert all(player.closed is None and len(player.welcomes) == 1 for player in stage.play.players)
