@@ -2,35 +2,39 @@
 // It says what the server itself would say, and is tested with the same vectors: tests/vectors/discovery.json.
 
 const environment = globalThis.process?.env ?? {};
-const { SESSION_SERVER_PUBLIC_URL, SESSION_SERVER_LOCAL_NAME, SESSION_SERVER_ISOLATE_CLASSIC, NETLIFY_DEV } = environment;
-const { SESSION_SERVER_OLD_URL, SESSION_SERVER_OLD_PIECES = "" } = environment;
-
 const settings = {
-  publicUrl: SESSION_SERVER_PUBLIC_URL, // the one variable that says which server pages go to
-  localName: SESSION_SERVER_LOCAL_NAME,
-  isolateClassic: /^(1|true|yes|on)$/i.test(SESSION_SERVER_ISOLATE_CLASSIC),
-  development: NETLIFY_DEV === "true", // set by `netlify dev`
+  publicUrl: environment.SESSION_SERVER_PUBLIC_URL, // the one variable that says which server pages go to
+  localName: environment.SESSION_SERVER_LOCAL_NAME,
+  isolateClassic: /^(1|true|yes|on)$/i.test(environment.SESSION_SERVER_ISOLATE_CLASSIC),
+  development: environment.NETLIFY_DEV === "true", // set by `netlify dev`
   port: 8889, // of the session server in development
 };
-const oldPieces = new Set(SESSION_SERVER_OLD_PIECES.match(/\S+/g)); // these stay at SESSION_SERVER_OLD_URL for now
+const oldUrl = environment.SESSION_SERVER_OLD_URL;
+const oldPieces = new Set(environment.SESSION_SERVER_OLD_PIECES?.match(/\S+/g)); // these stay at oldUrl for now
 const headers = { "Access-Control-Allow-Origin": "*", "Cache-Control": "no-store" };
+
+const CONTROL = /[\p{Cc}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/u;
 
 export const config = { path: "/session/*" };
 
 export default function session(request) {
   const { protocol, hostname, host, pathname, search } = new URL(request.url);
   const { development, publicUrl, port } = settings;
-  if (!publicUrl && !development) return new Response("SESSION_SERVER_PUBLIC_URL is not set\n", { status: 500, headers });
+  if (!publicUrl && !development) return refusal(500, "SESSION_SERVER_PUBLIC_URL is not set");
   try {
     const told = development // the page is on another port of the same machine
       ? discover(settings, "https", `${hostname}:${port}`, pathname + search)
       : discover(settings, protocol.slice(0, -1), host, pathname + search);
     const stays = !development && oldPieces.has(told.room.split(/[~:]/)[0]);
-    const answer = stays ? { url: SESSION_SERVER_OLD_URL, udp: SESSION_SERVER_OLD_URL } : told;
+    const answer = stays ? { url: oldUrl, udp: oldUrl } : told;
     return Response.json({ ...answer, state: "Ready" }, { headers });
   } catch (error) {
-    return new Response(error.message + "\n", { status: 400, headers }); // pages take a text for an error
+    return refusal(400, error.message);
   }
+}
+
+function refusal(status, line) {
+  return new Response(line + "\n", { status, headers }); // pages take a text for an error
 }
 
 export function discover(settings, scheme, host, target) {
@@ -60,7 +64,7 @@ function slugFromPath(encoded) {
   }
   const { length } = [...slug]; // characters, not UTF-16 units
   if (length < 1 || length > 128) throw new Error(`slug has ${length} characters, expected 1 to 128`);
-  if (/[\p{Cc}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/u.test(slug)) throw new Error("slug has a control character");
+  if (CONTROL.test(slug)) throw new Error("slug has a control character");
   if (slug.split("/").some((part) => part === "" || part === "..")) throw new Error("slug has an empty or .. segment");
   return slug;
 }
