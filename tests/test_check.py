@@ -538,6 +538,11 @@ def test_no_offer_breaks_the_doctor(offer: str) -> None:
         assert [line] == [one for one, *_ in probe.candidates_of(probe.with_only(offer, line))][:1]
 
 
+def test_of_too_many_addresses_the_doctor_tries_some() -> None:
+    offer = "\r\n".join(f"a=candidate:{n} 1 UDP 1 127.0.0.{n % 250 + 1} 9 typ host" for n in range(1000))
+    assert len(probe.candidates_of(offer)) == probe.MAX_CANDIDATES
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -623,6 +628,10 @@ async def test_the_page_of_a_healthy_server(site: Serving, page: Page) -> None:
     assert all(level == "ok" for name, level in said.items() if name not in {"messages", "datagrams"})
     assert {said["messages"], said["datagrams"]} <= {"ok", "warning"}, "how fast this computer is, is no question"
     assert await page.locator("#plot circle.UDP").count() > 0
+    await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    await page.locator("#copy").click()
+    await expect(page.locator("#copy")).to_have_text("Copied")
+    assert "ok       discovery: GET http://127.0.0.1" in await page.evaluate("navigator.clipboard.readText()")
 
 
 @pytest.mark.timeout(60)

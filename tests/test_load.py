@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -183,6 +184,13 @@ def test_a_table_names_what_was_lost_and_the_commonest_errors() -> None:
     assert re.fullmatch(r"unreliable +10 +90 +45 +10 ms +10 ms +10 ms +10 ms +10 \(10\.00 %\)", lines[3])
     assert "      10 × reason 0" in lines and "      12 × something else" in lines
     assert not any("reason 6" in line for line in lines)
+
+
+def test_a_server_that_makes_up_reasons_fills_no_memory() -> None:
+    reasons: Counter[str] = Counter()
+    for number in range(10_000):
+        load.tally(reasons, f"reason {number}")
+    assert len(reasons) <= load.DISTINCT + 1 and reasons.total() == 10_000
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

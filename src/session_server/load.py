@@ -31,6 +31,7 @@ WATCH_EVERY: Final = 0.05  # seconds between two looks at the tester's own loop
 LATE: Final = 0.02  # seconds (99 % of the looks) from which the loop counts as the limit
 BUSY: Final = 0.9  # share of a processor core, the same
 REASONS: Final = 5  # that are told; the others are summed up
+DISTINCT: Final = 100  # that are told apart: their words are the server's
 SMALLEST: Final = 40  # bytes of content: a key and a time
 
 # What is no test any more, at a host that is not this computer. Half of what a server takes by default from an address.
@@ -211,7 +212,7 @@ class Load:
                     began = time.monotonic()
                     room = await stack.enter_async_context(session(url, f"load {number}", open_timeout=JOIN_WITHIN))
             except OSError as error:  # SessionClosed is one
-                self.outcome.refused[reason_of(error, url)] += 1
+                tally(self.outcome.refused, reason_of(error, url))
                 return
             finally:
                 self._entered.release()
@@ -227,17 +228,19 @@ class Load:
                     self._talking -= 1
                 await self._over.wait()
             except OSError as error:  # SessionClosed and SendQueueFull are among them
-                self.outcome.errors[reason_of(error, url)] += 1
+                tally(self.outcome.errors, reason_of(error, url))
             finally:
                 self._rooms.discard(room)
 
     def _listen(self, room: Room) -> None:
-        errors = self.outcome.errors
+        def note(content: Any, message: Message) -> None:
+            code, reason = content["code"], content["reason"]
+            drop = message.type == "session:drop"
+            tally(self.outcome.errors, f"connection lost ({code})" if drop else shown(f"{code}: {reason}"))
+
         room.on("load", self._hear)
-        room.on(
-            "session:error", lambda content, message: errors.update([shown(f"{content['code']}: {content['reason']}")])
-        )
-        room.on("session:drop", lambda content, message: errors.update([f"connection lost ({content['code']})"]))
+        room.on("session:error", note)
+        room.on("session:drop", note)
 
     def _hear(self, content: Any, message: Message) -> None:
         match content:
@@ -285,6 +288,10 @@ class Load:
                 progress(f"{told}: {rate:,.0f} deliveries/s, half of the reliable ones within {middle}")
                 before = count
             looked = now
+
+
+def tally(reasons: Counter[str], reason: str) -> None:
+    reasons[reason if reason in reasons or len(reasons) < DISTINCT else "something else"] += 1
 
 
 def reason_of(error: OSError, url: str) -> str:

@@ -19,6 +19,7 @@ from .protocol import Ack, Answer, Close
 WITHIN: Final = 10.0  # seconds for each step
 UDP_WITHIN: Final = 3.0  # seconds for a data channel to open, as in the clients
 CANDIDATE: Final = "a=candidate:"
+MAX_CANDIDATES: Final = 16  # that are looked at
 
 
 class Seat:
@@ -31,6 +32,7 @@ class Seat:
         self.clock = Clock(time.monotonic)
         self.arrived: dict[int, float] = {}  # number of a datagram → when it came
         self.came = asyncio.Event()  # another one
+        self.wanted = range(0)  # numbers; others are not ours
         self._link = link
         self._pong: asyncio.Future[Pong] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -80,7 +82,7 @@ class Seat:
 
     def _take(self, frame: Frame) -> None:
         found = read_frame(frame)
-        if found is not None and found.type == "check" and isinstance(found.n, int):
+        if found is not None and found.type == "check" and isinstance(found.n, int) and found.n in self.wanted:
             self.arrived.setdefault(found.n, time.monotonic())
             self.came.set()
 
@@ -138,7 +140,7 @@ def candidates_of(offer: str) -> list[tuple[str, str, int]]:
         with suppress(ValueError, IndexError):
             if line.startswith(CANDIDATE):
                 found.append((line, str(ip_address(fields[4])), int(fields[5])))
-    return found
+    return found[:MAX_CANDIDATES]
 
 
 def has_route(host: str, port: int) -> bool:
