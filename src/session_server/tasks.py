@@ -10,13 +10,17 @@ from .calls import TookTooLong
 
 
 async def outcome(awaitable: Awaitable[Any], seconds: float) -> tuple[Any, BaseException | None]:
-    """Its value, or what it raised; TookTooLong after `seconds`. Raises CancelledError only if the task that awaits this
+    """Its value, or what it raised; TookTooLong after `seconds`. Raises CancelledError only if the task that awaits it
     is cancelled itself: one that comes from what the author waited for is an error like others."""
     try:
         async with asyncio.timeout(seconds) as limit:
             return await awaitable, None
-    except TimeoutError as caught:  # ours, or one of the author's own
-        return None, TookTooLong() if limit.expired() else caught
+    except TimeoutError as caught:
+        if not limit.expired():  # one of the author's own
+            return None, caught
+        late = TookTooLong(f"took longer than {seconds:g} s")
+        late.__cause__ = caught.__cause__  # its traceback says what was waited for
+        return None, late
     except (Exception, SystemExit) as caught:
         return None, caught
     except asyncio.CancelledError as caught:

@@ -18,6 +18,7 @@ is the real `Rooms` without a socket, `loop` is asyncio on the virtual clock.
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ from msgspec import Raw
 
 from ..conditions import Conditions
 from ..pieces import load_class
-from ..protocol import Message, Refused, encode_json
+from ..protocol import Message, Refused, encode_json, piece_of
 from ..room import Room, User
 from .loop import START
 from .player import Heard, Player, Reply
@@ -59,7 +60,7 @@ class RoomTest(MemoryServer):
     is one tick of the server's loop; `with test.tick():` puts several into one.
 
     A fault in the piece's code, an exception that is no Refused, is raised where it came about, with the piece's own
-    traceback. At the end of the `with` block the rooms are disposed of.
+    traceback. The `with` block seeds Python's `random` for the piece; at its end the rooms are disposed of.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class RoomTest(MemoryServer):
         are collected in `faults` instead of being raised, and there must be one by the end. `settings` are those of
         the server (docs/reference/settings.md), such as `message_size=1000`; its rates are off, those of `@on` are not.
         """
-        table = room if isinstance(room, Mapping) else {slug or room.__name__.lower(): room}
+        table = room if isinstance(room, Mapping) else {piece_of(slug or room.__name__.lower()): room}
         self.slug = slug or next(iter(table))
         self.faults: list[BaseException] = []  # those that were expected
         self.players: list[Player] = []
@@ -141,18 +142,21 @@ class RoomTest(MemoryServer):
     def reload(self, room_class: type[Room] | None = None) -> None:
         """The piece was edited while people play: a new instance takes over what `keep` names. Without an argument the
         file is read again."""
-        piece = self.slug.partition("~")[0]
+        piece = piece_of(self.slug)
         if room_class is None:
             assert self._file is not None, "reload() reads a file again: make the test by RoomTest.piece(file)"
             room_class, _ = load_class(self._file.stem, self._file)
+        before = self._classes.table.get(piece, Room)
         self._classes.table[piece] = room_class
-        for core in self.rooms.of_piece(piece):
-            self.rooms.swap(core, room_class, self._reloaded)
-        self.settle()
 
-    def _reloaded(self, error: BaseException | None) -> None:
-        if error is not None:
-            self.log.error("the code as it was goes on", exc_info=error)
+        def done(error: BaseException | None) -> None:
+            if error is not None:
+                self._classes.table[piece] = before
+                self.log.error("the code as it was goes on", exc_info=error)
+
+        for core in self.rooms.of_piece(piece):
+            self.rooms.swap(core, room_class, done)
+        self.settle()
 
     def _verify(self, token: str) -> User | None:
         if self._users is None:
@@ -194,6 +198,8 @@ class RoomTest(MemoryServer):
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def __enter__(self: Self) -> Self:
+        self._dice = random.getstate()
+        random.seed(self._seed)
         return self
 
     def __exit__(
@@ -201,7 +207,10 @@ class RoomTest(MemoryServer):
     ) -> None:
         if error is not None:  # it has failed already
             self._expected = BaseException
-        self.close()
+        try:
+            self.close()
+        finally:
+            random.setstate(self._dice)
         assert error is not None or self.faults or not self._expected, f"expected a fault of {self._expected}, saw none"
 
     def close(self) -> None:

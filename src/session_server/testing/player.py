@@ -283,14 +283,15 @@ class Player:
         return Wire(self._server, self, self.slug, dialect, pack, self.address)
 
     def _post(self, frame: str | bytes, counted: bool) -> None:
-        if not counted or self.wire.dialect is CLASSIC:
-            self.wire.up.put(frame, size_of(frame))
-        elif not self._welcomed:  # who sent before it knew what arrived would send twice
-            self._held.append(frame)
-        else:
+        classic = self.wire.dialect is CLASSIC
+        if not (classic or self._welcomed):  # who sent before it knew what arrived would send twice
+            if counted:
+                self._held.append(frame)
+            return
+        if counted and not classic:
             self._sent += 1
             self._unconfirmed.append((self._sent, frame))
-            self.wire.up.put(frame, size_of(frame))
+        self.wire.up.put(frame, size_of(frame))
         self._server.settle()
 
     def _send_datagram(self, type: str, content: Any, extra: dict[str, Any]) -> None:
