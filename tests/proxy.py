@@ -93,5 +93,6 @@ def wait_for(proxy: Proxy, process: subprocess.Popen[bytes], log: Path) -> None:
 def installed(program: str) -> str:
     path = shutil.which(program)
     if path is None:
-        pytest.skip(f"no {program} on PATH: its file in deploy/ is not tested; apt-get install {program}")
+        package = {"nft": "nftables", "systemd-analyze": "systemd"}.get(program, program)
+        pytest.skip(f"no {program} on PATH: its file in deploy/ is not tested; apt-get install {package}")
     return path
