@@ -10,6 +10,7 @@ import pytest
 from playing import Player, Playing
 from session_server.pieces import Pieces
 from session_server.pieces._code import MAX_KEPT
+from session_server.pieces._studio import MAX_SOURCES
 from session_server.pieces._worlds import MAX_ENTRY, MAX_GHOSTS, MAX_POS, MAX_SHOWING, MAX_TEXT, MAX_WORLDS
 from session_server.protocol import Message, Refused
 from session_server.room import User
@@ -125,6 +126,35 @@ def test_who_joins_a_world_is_listed_the_others_and_shown_to_them() -> None:
     assert listed(in_field(play, "@eve"))["1"]["showing"] is None
 
 
+def test_who_joins_again_is_not_listed_to_itself() -> None:
+    play = lobby()
+    ada = in_field(play, "@ada")
+    ada.send("world:field:join", {"handle": "@ada", "again": True})
+    assert ada.heard("world:field:list") == [{}, {}]
+    assert listed(in_field(play, "@bob")) == {"1": {"handle": "@ada", "again": True}}
+
+
+def test_joining_has_a_rate() -> None:
+    play = lobby()
+    ada = page(play)
+    for _ in range(10):
+        ada.send("world:field:join", {"handle": "@ada"})
+    assert len(ada.heard("world:field:list")) == 2 and play.refused == {"type_rate": 8}
+
+
+@pytest.mark.parametrize("depth", range(860, 1000, 2))
+def test_however_deep_a_join_is_nested_the_next_is_listed_what_there_is(depth: int) -> None:
+    play = lobby()
+    ada, bob = page(play), page(play)
+    nested = "[" * depth + "]" * depth
+    ada.send_frame(f'{{"type":"world:field:join","content":{{"handle":"@a","x":{nested}}}}}')
+    entered = bool(ada.heard("world:field:list"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json, "loads", lambda text: {"type": "list", "content": text})  # ours would not read so deep
+        bob.send_frame('{"type":"world:field:join","content":{"handle":"@b"}}')
+    assert play.faults == 0 and any(nested.encode() in data for data in bob.wire.written) == entered
+
+
 def test_worlds_are_independent() -> None:
     play = lobby()
     ada = in_field(play, "@ada")
@@ -195,6 +225,15 @@ def test_who_was_alone_in_its_world_simply_leaves() -> None:
     assert told(bob) == [("left", {"count": 1}, 1)] and play.room("lobby").worlds == {}
 
 
+def test_who_was_kicked_leaves_no_ghost() -> None:
+    play = lobby()
+    ada, bob = in_field(play, "@ada"), in_field(play, "@bob")
+    quiet(bob)
+    ada.seat.kick()  # type: ignore[union-attr]
+    play.settle()
+    assert told(bob) == [("left", {"count": 1}, 1)]
+
+
 def test_who_comes_back_is_there_once() -> None:
     play = lobby()
     ada, bob = in_field(play, "@ada"), in_field(play, "@bob")
@@ -206,7 +245,7 @@ def test_who_comes_back_is_there_once() -> None:
         ("joined", 3), ("world:field:kick", 1), ("world:field:join", 3),
     ]  # fmt: skip
     play.advance(10)
-    assert told(bob) == [], "the kick of the timer would be the second"
+    assert told(bob) == [] and play.faults == 0, "the kick of the timer would be the second"
 
 
 def test_a_second_page_of_the_same_handle_takes_nothing_from_the_first() -> None:
@@ -403,6 +442,36 @@ def test_code_channels_cross_rooms() -> None:
     assert ada.heard("code-channel:info") == [{"channel": "mine", "viewers": 2}] and bob.heard_all == []
 
 
+def test_viewers_are_counted_over_all_rooms_as_they_are_now() -> None:
+    play = lobby(isolate_classic=True)
+    ada, bob, eve = page(play, "prompt"), watching(play, slug="field"), watching(play, slug="horizon")
+
+    def counted(*askers: Player) -> list[int]:
+        quiet(*askers)
+        play.advance(1)
+        with play.tick():
+            for asker in askers:
+                asker.send("code-channel:info", "mine")
+        play.advance(0.1)
+        return [asker.only("code-channel:info").content["viewers"] for asker in askers]
+
+    assert counted(ada) == [2]
+    assert counted(bob, ada, eve) == [2, 2, 2]
+    bob.close()
+    assert counted(ada) == [1] and counted(eve) == [1]
+    eve.close()
+    assert counted(ada) == [0] and play.room("prompt").channels == {}
+
+
+def test_of_too_much_code_the_oldest_goes() -> None:
+    play = lobby(code_channels="open")
+    ada = page(play)
+    for name in ("first", *map(str, range(MAX_KEPT - 1)), "first", "one more"):
+        ada.send("code", {"codeChannel": name})
+        play.advance(0.2)
+    assert "first" in play.room("lobby").channels and "0" not in play.room("lobby").channels
+
+
 def test_a_channel_that_nobody_needs_is_forgotten() -> None:
     play = lobby()
     ada, bob = page(play), watching(play)
@@ -423,6 +492,10 @@ def test_presence_shows_where_pages_are() -> None:
     play.advance(0.1)
     assert bob.people[1]["name"] == "@ada" and bob.people[1]["data"] == {"slug": "prompt~x"}
     assert bob.people[1]["handle"] is bob.people[1]["user"] is None, "a claim proves nothing"
+    ada.send("location:broadcast", {"handle": "@ada", "slug": "*keep-alive*"})
+    ada.send("location:broadcast", {"handle": "@\u202eada", "slug": "prompt"})
+    play.advance(0.1)
+    assert bob.people[1]["name"] == "@ada" and bob.people[1]["data"] == {"slug": "prompt~x"}
     assert "location:broadcast" not in bob.types()
 
 
@@ -445,8 +518,9 @@ def test_a_scream_of_a_user_is_heard_in_every_room() -> None:
     assert told(bob) == []
     ada.send("login", {"token": "ada's"})
     play.advance(10)
-    ada.send("scream", "hello!")
-    assert told(ada) == told(bob) == [("scream", "hello!", "screamer")]
+    play.room("prompt").clean = lambda text: text.replace("darn", "****")
+    ada.send("scream", "darn!")
+    assert told(ada) == told(bob) == [("scream", "****!", "screamer")]
 
 
 def test_screams_are_rare() -> None:
@@ -621,8 +695,28 @@ def test_only_so_many_instruments_are_listed() -> None:
     for number in range(10):
         ada.send("notepat:midi:publish", NOTE | {"machineId": str(number)})
     assert [machine for _, machine in play.room("lobby").sources] == ["6", "7", "8", "9"]
-    page(play).send("notepat:midi:publish", NOTE | {"machineId": "9", "piece": "stolen"})
+    bob = page(play)
+    bob.send("notepat:midi:publish", NOTE | {"machineId": "9", "piece": "stolen"})
     assert play.room("lobby").sources["ada", "9"].client == 1, "a name that is in use is not taken over"
+    play.advance(21)
+    bob.send("notepat:midi:publish", NOTE | {"machineId": "9"})
+    assert play.room("lobby").sources["ada", "9"].client == 2
+    for number in range(MAX_SOURCES + 10):
+        page(play).send("notepat:midi:heartbeat", NOTE | {"handle": str(number)})
+    assert len(play.room("lobby").sources) == MAX_SOURCES
+
+
+def test_nothing_is_kept_of_who_has_left() -> None:
+    play = lobby(development=True)
+    ada = in_field(play, "nub")
+    ada.send("identify", {"type": "vscode"})
+    ada.send("daw:join")
+    ada.send("notepat:midi:subscribe", {"all": True})
+    ada.send("notepat:midi:publish", NOTE)
+    ada.send("code-channel:sub", "mine")
+    ada.close()
+    left = {name: value for name, value in vars(play.room("lobby")).items() if value and isinstance(value, dict)}
+    assert left == {}
 
 
 # --- rooms of their own -----------------------------------------------------------------------------------------------

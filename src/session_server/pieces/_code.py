@@ -139,7 +139,7 @@ class CodeChannels(Room):
         if channel is None:
             return
         if type == "wanted":
-            if channel.code is not None and told["room"] != self.slug:
+            if channel.code is not None:
                 self._say(name, "kept", channel.code)
         elif type == "count?":
             channel.elsewhere.clear()

@@ -158,14 +158,15 @@ class Worlds(Room):
 
     def _seen(self, piece: str, id: int, figure: Figure, told: dict[str, Any]) -> None:
         """Somebody with the ghost's handle is at `told["slug"]`. Of a verified user, only that user counts."""
-        if figure.timer is None or figure.user not in (None, told["user"]):
+        if figure.user not in (None, told["user"]):
             return
         slug = told["slug"]
         there = slug.partition("~")[0].partition(":")[0]
         if there in SHARED or there in self.worlds:
             self._kick(piece, id)
             return
-        figure.timer.cancel()
+        if figure.timer is not None:
+            figure.timer.cancel()
         figure.timer = self.after(GHOST_FOR, partial(self._kick, piece, id))
         if slug != KEEP_ALIVE:
             self.broadcast(f"world:{piece}:slug", {"handle": figure.handle, "slug": slug}, id=id)
@@ -188,6 +189,5 @@ class Worlds(Room):
         for one in (figure.timer, figure.ear):
             if one is not None:
                 one.cancel()
-        figure.timer = None
         if not world:
             del self.worlds[piece]
