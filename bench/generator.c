@@ -7,7 +7,8 @@
    generator source --port P                                 no client: a server that sends without pause ...
    generator absorb --port P --connections N                 ... and clients that only read: the generator's own limit
 
-   Common: --warm SECONDS --measure SECONDS --watch PID[,PID...] (whose CPU time to count) --cores A,B (whose load to log)
+   closed and open: --path /session/x the rooms' URL without their number, --type T of the messages, --hello JSON that each
+   client sends first. Common: --warm SECONDS --measure SECONDS --watch PID[,PID...] (whose CPU time to count) --cores A,B (whose load to log)
    --poll 1 (never sleep, as the open loop does: to wake a sleeper on the other core costs whoever writes to it about as much
    as the write itself, and a client on another machine does not cost the server that).
    Answers with one JSON object on stdout. WebSocket clients offer no subprotocol (the classic dialect) and know just
@@ -28,16 +29,14 @@
 #define IP_BIND_ADDRESS_NO_PORT 24
 #endif
 
-/* The message: 92 bytes, `t` has always 16 digits (below 2^53, so that a JavaScript peer returns it unharmed).
-   A classic `1v1:move` goes to the others, not back to its sender. */
-#define TIME_AT 67 /* offset of t's first digit */
+/* The message: 92 bytes with the usual type, `t` has always 16 digits (below 2^53, so that a JavaScript peer returns it
+   unharmed). A classic `1v1:move` goes to the others, not back to its sender. */
 #define TIME_DIGITS 16
 #define TIME_BASE 1000000000000000ull
 #define CONTENT "\"content\":{\"pos\":[12.5,-3.25,7.75],\"turn\":1,\"t\":"
-#define HEAD "{\"type\":\"1v1:move\"," CONTENT
-static const char MESSAGE[] = HEAD "1000000000000000},\"id\":0}";
-#define LENGTH (sizeof MESSAGE - 1)
-_Static_assert(sizeof HEAD - 1 == TIME_AT && LENGTH == 92, "the layout is fixed");
+#define LONGEST 125             /* bytes of a message: one byte of frame header says its length */
+static char text[LONGEST + 1];
+static size_t text_length, time_at; /* where t's first digit is */
 
 #define BUFFER (256 * 1024)     /* bytes per recv */
 #define PER_ADDRESS 8000        /* connections from one source address; a loopback address has 28 k ports */
@@ -67,8 +66,8 @@ static struct options {
     const char *mode;
     int port, rooms, size, window, connections, poll, cores[2];
     double rate, warm, measure;
-    const char *watch;
-} options = {.rooms = 1, .size = 2, .window = 1, .connections = 1, .rate = 1000, .warm = 0.3, .measure = 1.2, .watch = "", .cores = {0, 1}};
+    const char *watch, *path, *type, *hello;
+} options = {.rooms = 1, .size = 2, .window = 1, .connections = 1, .rate = 1000, .warm = 0.3, .measure = 1.2, .watch = "", .path = "/session/bench", .type = "1v1:move", .hello = "", .cores = {0, 1}};
 
 static struct connection *connections;
 static struct room *rooms;
@@ -135,15 +134,15 @@ static void put_frame(struct connection *c, int opcode, const char *payload, siz
 
 static void say(struct room *room, int first, uint64_t due) { /* the next client in turn sends one message */
     struct connection *c = &connections[first + room->next * options.rooms];
-    char message[LENGTH];
+    char message[LONGEST];
     uint64_t stamp = TIME_BASE + due;
     room->next = (room->next + 1) % options.size;
     room->sent++;
     sent++;
     if (c->state != OPEN) return;
-    memcpy(message, MESSAGE, LENGTH);
-    for (int digit = TIME_DIGITS; digit--; stamp /= 10) message[TIME_AT + digit] = (char)('0' + stamp % 10);
-    put_frame(c, 1, message, LENGTH);
+    memcpy(message, text, text_length);
+    for (int digit = TIME_DIGITS; digit--; stamp /= 10) message[time_at + (size_t)digit] = (char)('0' + stamp % 10);
+    put_frame(c, 1, message, text_length);
 }
 
 static void dial(struct connection *c, int number) {
@@ -182,8 +181,8 @@ static void connected(struct connection *c) {
         return;
     }
     int length = snprintf(request, sizeof request,
-        "GET /session/bench%d HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n", c->room, options.port);
+        "GET %s%d HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n", options.path, c->room, options.port);
     c->state = UPGRADING;
     put(c, request, (size_t)length);
 }
@@ -200,9 +199,9 @@ static void check(const char *payload, size_t length) { /* the content came back
 static void message(struct connection *c, const char *payload, size_t length) {
     const char *digits;
     uint64_t stamp = 0;
-    if (length >= LENGTH && !memcmp(payload, HEAD, TIME_AT))
-        digits = payload + TIME_AT; /* the keys came back in our order: both kinds of server do so */
-    else if (memmem(payload, length, "\"1v1:move\"", 10) && (digits = memmem(payload, length, "\"t\":1", 5)) && digits + 4 + TIME_DIGITS < payload + length)
+    if (length >= text_length && !memcmp(payload, text, time_at))
+        digits = payload + time_at; /* the keys came back in our order: both kinds of server do so */
+    else if (memmem(payload, length, options.type, strlen(options.type)) && (digits = memmem(payload, length, "\"t\":1", 5)) && digits + 4 + TIME_DIGITS < payload + length)
         digits += 4;
     else {
         others++; /* connected, joined, left */
@@ -260,6 +259,7 @@ static size_t upgraded(struct connection *c, const char *bytes, size_t length) {
     c->state = OPEN;
     in_flight--;
     opened++;
+    if (*options.hello) put_frame(c, 1, options.hello, strlen(options.hello));
     return (size_t)(end + 4 - bytes);
 }
 
@@ -416,17 +416,17 @@ static void source(void) { /* upgrades whoever comes and sends joined frames as 
     static const char yes[] = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
     static char started_sending[65536]; /* by descriptor */
     static size_t cut[65536];           /* bytes of the join already taken */
-    char joined[7 * (2 + LENGTH)], request[4096];
+    char joined[7 * (2 + LONGEST)], request[4096];
     int one = 1, server = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((uint16_t)options.port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     setsockopt(server, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (bind(server, (struct sockaddr *)&at, sizeof at) || listen(server, 512)) die("port %d: %s", options.port, strerror(errno));
     for (int i = 0; i < 7; i++) {
-        char *frame = joined + i * (int)(2 + LENGTH);
+        char *frame = joined + (size_t)i * (2 + text_length);
         frame[0] = (char)0x81;
-        frame[1] = LENGTH;
-        memcpy(frame + 2, MESSAGE, LENGTH);
-        frame[2 + LENGTH - 2] = '7'; /* the id */
+        frame[1] = (char)text_length;
+        memcpy(frame + 2, text, text_length);
+        frame[2 + text_length - 2] = '7'; /* the id */
     }
     poller = epoll_create1(0);
     struct epoll_event event = {.events = EPOLLIN, .data.fd = server}, events[512];
@@ -452,12 +452,12 @@ static void source(void) { /* upgrades whoever comes and sends joined frames as 
                 }
             } else {
                 size_t *from = &cut[fd & 65535];
-                ssize_t taken = send(fd, joined + *from, sizeof joined - *from, MSG_NOSIGNAL);
+                ssize_t taken = send(fd, joined + *from, 7 * (2 + text_length) - *from, MSG_NOSIGNAL);
                 if (taken < 0 && errno != EAGAIN) {
                     close(fd);
                     started_sending[fd & 65535] = 0;
                     *from = 0;
-                } else if (taken > 0) *from = (*from + (size_t)taken) % sizeof joined;
+                } else if (taken > 0) *from = (*from + (size_t)taken) % (7 * (2 + text_length));
             }
         }
     }
@@ -478,10 +478,17 @@ static void parse(int count, char **words) {
         else if (!strcmp(name, "--warm")) options.warm = atof(value);
         else if (!strcmp(name, "--measure")) options.measure = atof(value);
         else if (!strcmp(name, "--watch")) options.watch = value;
+        else if (!strcmp(name, "--path")) options.path = value;
+        else if (!strcmp(name, "--type")) options.type = value;
+        else if (!strcmp(name, "--hello")) options.hello = value;
         else if (!strcmp(name, "--cores")) sscanf(value, "%d,%d", &options.cores[0], &options.cores[1]);
         else die("unknown option %s", name);
     }
     if (!options.port || options.rooms < 1 || options.size < 2 || options.window < 1 || options.rate <= 0) die("impossible options");
+    int length = snprintf(text, sizeof text, "{\"type\":\"%s\"," CONTENT "1000000000000000},\"id\":0}", options.type);
+    if (length > LONGEST || strlen(options.hello) > LONGEST) die("message of more than %d bytes", LONGEST);
+    text_length = (size_t)length;
+    time_at = (size_t)(strstr(text, "\"t\":") + 4 - text);
 }
 
 int main(int count, char **words) {
