@@ -24,7 +24,7 @@ def measure(server: Server, settings: Settings) -> Figures:
 
 QUESTION = Question(
     name="lobby",
-    title=f"{CLIENTS} classic pages in a world, {FULL} moves/s ({NODE.name}, which passes them on: {OFFERED[NODE.name]})",
+    title=f"{CLIENTS} classic pages in a world, {FULL} moves/s ({NODE.name}, passing on: {OFFERED[NODE.name]})",
     ours=OURS,
     baseline=NODE,
     others=(NODE_TICK,),
