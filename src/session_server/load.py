@@ -298,7 +298,7 @@ def reason_of(error: OSError, url: str) -> str:
     """Without the URL, so that the same reason is the same text for all."""
     reason = shown(str(error).rpartition(url)[2].lstrip(" :"))
     is_address = isinstance(error, SessionClosed) and error.code == 429
-    return f"{reason}; for a test: --connections-per-address 0" if is_address else reason
+    return f"{reason}; for a test: --connections-per-address 0 --new-rooms-per-address 0" if is_address else reason
 
 
 async def is_this_computer(target: Target) -> bool:
