@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from playing import Playing
 from session_server.cli import main
 from session_server.pieces import Pieces
+from session_server.testing import RoomTest
 
 
 @pytest.mark.parametrize("name", ["dots", "my-first_piece"])
@@ -18,10 +18,10 @@ def test_a_new_piece_can_be_played(tmp_path: Path, name: str) -> None:
     assert done.exit_code == 0 and f"{name}.py and " in done.stdout
     pieces = Pieces(tmp_path)
     assert pieces.errors() == [] and pieces.table[name].page is not None
-    play = Playing(pieces)
-    ada, bob = play.join(name), play.join(name)
-    ada.send("dot", [0.5, 2])
-    assert bob.heard("dots") == [[], [[0.5, 1.0]]]
+    with RoomTest.piece(tmp_path / f"{name}.py") as test:
+        ada, bob = test.join(), test.join()
+        ada.send("dot", [0.5, 2])
+        assert bob.heard("dots") == [[], [[0.5, 1.0]]]
     assert f"<title>{name}</title>" in Path(tmp_path, f"{name}.html").read_text(encoding="utf-8")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import subprocess
 import sys
 import traceback
@@ -641,6 +642,20 @@ def test_a_file_is_loaded_as_the_server_loads_it_and_again_when_it_was_edited(tm
         file.write_text("class Counter(Room:\n")
         with pytest.raises(PieceError, match=r"counter.py:1: SyntaxError"):
             test.reload()
+
+
+# --- the page about it ------------------------------------------------------------------------------------------------
+
+
+def test_the_programs_on_the_page_run(tmp_path: Path) -> None:
+    page = (FIELD.parent.parent / "docs" / "how-to" / "test-a-piece.md").read_text(encoding="utf-8")
+    for name, program in re.findall(r'```python title="(.*?)"\n(.*?)```', page, re.DOTALL):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        with file.open("a", encoding="utf-8") as written:
+            written.write(program)
+    run = subprocess.run([sys.executable, "-m", "pytest", "-q"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0 and "7 passed" in run.stdout, run.stdout
 
 
 # --- what tests are told ----------------------------------------------------------------------------------------------
