@@ -32,6 +32,7 @@ from .trust import ACK_EVERY, Route, Trust
 HEARS_WITHIN: Final = 1.5  # seconds until a geckos.io client surely listens, as far as it has not spoken before
 MAX_HELD: Final = 64 * 1024  # bytes kept for or from a geckos.io client that cannot have them yet
 COPIES: Final = 10  # that the geckos.io library sends of a reliable message
+BREATH: Final = 0.02  # seconds in which nothing is read of a client that was over its rate
 BINARY, RELIABLE = 1, 2  # bits of a frame's kind in a blob
 
 
@@ -118,8 +119,8 @@ class Channel(Generic[AnyPeer]):
     """One peer's data channel, of either kind of client."""
 
     __slots__ = (
-        "_server", "address", "addresses", "dialect", "heard", "is_open", "kind", "local", "pack", "peer", "turn",
-        "ufrag",
+        "_server", "address", "addresses", "deaf_until", "dialect", "heard", "is_open", "kind", "local", "pack", "peer",
+        "turn", "ufrag",
     )  # fmt: skip
 
     def __init__(self, server: Channels, peer: AnyPeer, ufrag: str, address: str, dialect: Dialect) -> None:
@@ -131,10 +132,17 @@ class Channel(Generic[AnyPeer]):
         self.peer = peer
         self.ufrag = ufrag
         self.addresses: set[Any] = set()  # from which it may send
+        self.deaf_until = 0.0
         self.heard = 0.0  # when something last came from an address that is its own
         self.is_open = False
         self.turn = 0  # of the transport's timer, in which its peer has something to do
         self._server = server
+
+    def rest(self, client: Client, now: float) -> None:
+        """Of a client over its rate nothing is read for a while: what it sends costs a look at where it comes from."""
+        if client.was_refused:
+            client.was_refused = False
+            self.deaf_until = now + BREATH
 
     def opened(self, now: float) -> None:
         """It can be used from now on."""
@@ -205,15 +213,17 @@ class SideLink(Channel[AnyPeer]):
     def take(self, data: str | bytes, now: float) -> None:
         """It came where things may be lost, whatever it says of itself."""
         self._received += 1
+        inbox, size = self.client.core.inbox, size_of(data)
         try:
             item = V1_DIALECT.decode(data) if isinstance(data, str) else unpack_binary(data)
         except ProtocolError:
             self._server.rooms.totals.refused["non_message"] += 1
-            return
-        if item.type.startswith("session:"):  # a probe; other control messages belong on the reliable link
-            return
-        item.reliable = False
-        self.client.core.inbox.receive(self.client, item, size_of(data), now)
+            inbox.admits(self.client, size, now)
+        else:
+            item.reliable = False
+            if item.type != "session:probe":  # other control messages belong on the reliable link
+                inbox.receive(self.client, item, size, now)
+        self.rest(self.client, now)
 
     def acked(self, received: int) -> None:
         now = self._server.clock()
@@ -312,9 +322,10 @@ class GeckosLink(Channel[AnyPeer]):
         except ProtocolError:
             refused["non_message"] += 1
             client.core.inbox.admits(client, size, now)
-            return
-        if item is not None:
-            client.core.inbox.receive(client, item, size, now)
+        else:
+            if item is not None:
+                client.core.inbox.receive(client, item, size, now)
+        self.rest(client, now)
 
     def _read(self, client: Client, data: str | bytes, size: int, now: float) -> AnyMessage | None:
         """None if there is nothing in it for the room. Raises ProtocolError."""

@@ -139,8 +139,8 @@ class DataChannels:
                 return
         elif 20 <= first <= 63:
             channel = self._by_address.get(address)
-        if channel is None:
-            self.rooms.totals.refused["datagram"] += 1
+        if channel is None or (first > 3 and now < channel.deaf_until):
+            self.rooms.totals.refused["datagram" if channel is None else "datagram_over_rate"] += 1
             return
         try:
             channel.peer.receive(data, address, now)
