@@ -8,7 +8,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,13 +35,15 @@ class Proxy:
         self.host = f"localhost:{port}"
         self.root = root
 
-    def connect(self, source: str = "127.0.0.1") -> ssl.SSLSocket:
+    def connect(self, source: str = "127.0.0.1", name: str = "localhost") -> ssl.SSLSocket:
         sock = socket.create_connection(("127.0.0.1", self.port), PATIENCE, (source, 0))
-        return ssl.create_default_context(cafile=self.root).wrap_socket(sock, server_hostname="localhost")
+        return ssl.create_default_context(cafile=self.root).wrap_socket(sock, server_hostname=name)
 
-    def ask(self, target: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Answer:
-        with self.connect() as sock:
-            sock.sendall(request(target, {"Host": self.host} | dict(headers or {}), method))
+    def ask(
+        self, target: str, method: str = "GET", headers: Mapping[str, str] | None = None, name: str = "localhost"
+    ) -> Answer:
+        with self.connect(name=name) as sock:
+            sock.sendall(request(target, {"Host": f"{name}:{self.port}"} | dict(headers or {}), method))
             return read_answers(sock)[0]
 
     def join(self, path: str, source: str = "127.0.0.1", **headers: str) -> Peer:
@@ -51,20 +53,23 @@ class Proxy:
 
 
 @contextmanager
-def caddy(upstream: int, folder: Path, file: str = "Caddyfile", **more: str) -> Iterator[Proxy]:
-    """A file of deploy/ at work, with a certificate of Caddy's own for localhost. `more`: what else it asks for."""
+def caddy(
+    upstream: int, folder: Path, file: str = "Caddyfile", names: Sequence[str] = ("localhost",), **more: str
+) -> Iterator[Proxy]:
+    """A file of deploy/ at work, with certificates of Caddy's own for `names`. `more`: what else it asks for."""
     program = installed("caddy")
     port = free_port()
     (folder / "Caddyfile").write_text(CADDY % (folder, DEPLOY / file), encoding="utf-8")
-    site = f"https://localhost:{port}"
-    places = {"SITE": site, "SITES": site, "UPSTREAM": f"127.0.0.1:{upstream}", "HOME": str(folder)} | more
+    sites = ", ".join(f"https://{name}:{port}" for name in names)
+    places = {"SITE": sites, "SITES": sites, "UPSTREAM": f"127.0.0.1:{upstream}", "HOME": str(folder)} | more
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [program, "run", "--config", "Caddyfile"], cwd=folder, env=os.environ | places, stdout=log, stderr=log
         )
     try:
         proxy = Proxy(port, folder / "pki" / "authorities" / "local" / "root.crt")
-        wait_for(proxy, process, folder / "log")
+        for name in names:
+            wait_for(proxy, name, process, folder / "log")
         yield proxy
     finally:
         process.terminate()
@@ -77,12 +82,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(proxy: Proxy, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for(proxy: Proxy, name: str, process: subprocess.Popen[bytes], log: Path) -> None:
     """Until it passes a request on: it listens before its certificate is there."""
     deadline = time.monotonic() + 3 * PATIENCE
     while True:
         try:
-            if proxy.ask("/health").status == 200:
+            if proxy.ask("/health", name=name).status == 200:
                 return
         except (OSError, Cut):
             pass

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -57,15 +57,19 @@ def test_the_caddyfile_is_valid_and_formatted(file: str, tmp_path: Path) -> None
 
 
 def test_both_servers_side_by_side_each_get_what_is_theirs(tmp_path: Path) -> None:
-    with serving() as it, former() as other, caddy(
-        it.port, tmp_path, "migration.Caddyfile", FORMER=f"127.0.0.1:{other}", CHATS="http://127.0.0.2:0"
-    ) as proxy:  # fmt: skip
+    names = ("localhost", "udp.localhost")  # this server's, and the former one's
+    with ExitStack() as stack:
+        it = stack.enter_context(serving(origin=("https://site.example",)))
+        places = {"FORMER": f"127.0.0.1:{stack.enter_context(former())}", "CHATS": "http://127.0.0.2:0"}
+        proxy = stack.enter_context(caddy(it.port, tmp_path, "migration.Caddyfile", names, **places))
         for target in ("/status-stream", "/module/lib/disk.mjs", "/chat/log", "/machines?role=viewer", "/ff1/cast"):
             assert proxy.ask(target).text == "the former server", target
         for target in ("/health", "/session/field", "/status", "/session/status-stream"):
             assert proxy.ask(target).text != "the former server", target
         with proxy.join("/") as peer:
             assert peer.until("connected")
+        cached = {"Content-Length": "0", "Origin": "https://site.example"}  # a page that still knows the former name
+        assert proxy.ask("/.wrtc/v2/connections", "POST", cached, names[1]).json["localDescription"]
 
 
 @contextmanager
