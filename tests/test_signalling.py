@@ -316,7 +316,7 @@ class Echo(Room):
     def identity(self, client: Client, claim: str):
         client.send("claimed", claim)
     def on_leave(self, client: Client, reason: str):
-        self.log.info("left", reason=reason)
+        self.log.info("has left", reason=reason)
 """
 
 
@@ -389,7 +389,7 @@ def test_no_frame_ends_more_than_itself(echo: Serving, frame: str | bytes) -> No
 
 
 def reasons(site: Serving) -> list[Any]:
-    return [fields["reason"] for _, event, fields in site.log.entries if event == "left"]
+    return [fields["reason"] for _, event, fields in site.log.entries if event == "has left"]
 
 
 def test_a_channel_that_closes_has_left_at_once(echo: Serving) -> None:
