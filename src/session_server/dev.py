@@ -10,7 +10,6 @@ from types import FrameType
 from typing import Any, Final
 
 import click
-import segno
 from watchfiles import awatch
 
 from .addresses import own_addresses
@@ -50,6 +49,8 @@ def announce(server: Server, url: str) -> None:
             elsewhere = f"{server.config.scheme}://{address}:{server.ports[0]}"
             click.echo(f"On this network: {elsewhere}")
             if sys.stdout.isatty() and sys.stdout.encoding.lower() == "utf-8":  # it is drawn with block elements
+                import segno  # seldom needed, and slow to import
+
                 segno.make(elsewhere).terminal(compact=True)
         if not server.config.tls_cert and not server.config.tls:
             click.echo(LAN_NOTE)

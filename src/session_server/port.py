@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import IO, Final
 from urllib.parse import urlsplit
 
-import psutil
-
 from .addresses import is_loopback
 from .config import Config, ConfigError
 from .tls import state_folder
 
-MAKES_ROOM_WITHIN: Final = 10.0  # seconds
+MAKES_ROOM_WITHIN: Final = 5.0  # seconds
 LOOK_EVERY: Final = 0.05  # seconds
 
 
@@ -86,6 +84,8 @@ def unable(host: str, port: int, error: OSError) -> ConfigError:
 
 def holder_of(port: int) -> str:
     """For people: the program that listens there, as far as this user may know it."""
+    import psutil  # seldom needed, and slow to import
+
     with suppress(psutil.Error, OSError):
         for one in psutil.net_connections("inet"):
             if one.laddr and one.laddr.port == port and not one.raddr and one.pid:
