@@ -124,7 +124,7 @@ class ClassicMessage(Message, gc=False, rename={"reliable": "\0reliable", "n": "
 class Extended(ClassicMessage, gc=False):
     """A message with keys of its own beside the envelope, for classic pages alone (wire.md §4.1)."""
 
-    extra: dict[str, Raw] = {}  # type: ignore[assignment]
+    extra: dict[str, Raw] = {}
 
 
 class Beside(Message, gc=False):
