@@ -538,6 +538,24 @@ def test_no_offer_breaks_the_doctor(offer: str) -> None:
         assert [line] == [one for one, *_ in probe.candidates_of(probe.with_only(offer, line))][:1]
 
 
+@in_loop
+async def test_what_is_sent_before_the_first_has_come_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "DATAGRAM_EVERY", 0.0)
+    came = asyncio.Event()
+
+    class Side:
+        frames = 0
+
+        def send(self, frame: Any) -> None:
+            self.frames += 1
+            if self.frames == 3:
+                came.set()
+
+    side: Any = Side()
+    assert list(await check.fly(side, range(1, 100), until=came)) == [1, 2, 3]
+    assert list(await check.fly(side, range(4, 9))) == [4, 5, 6, 7, 8]
+
+
 def test_of_too_many_addresses_the_doctor_tries_some() -> None:
     offer = "\r\n".join(f"a=candidate:{n} 1 UDP 1 127.0.0.{n % 250 + 1} 9 typ host" for n in range(1000))
     assert len(probe.candidates_of(offer)) == probe.MAX_CANDIDATES
