@@ -16,7 +16,7 @@ from serving import V1, Serving, serving
 from session_server.links import GeckosLink
 from session_server.rtc import sdp
 from session_server.signalling import HEADERS, OFFER_LIFE, Offers, as_bytes, as_letters
-from session_server.transports.datachannel import CALM
+from session_server.transports.datachannel import CALM, TICK
 
 UNKNOWN = "A" * 24
 
@@ -508,6 +508,16 @@ def test_an_offer_expires(site: Serving) -> None:
         assert late.describe().status == 404
         site.advance(256 - 17)  # the time in an id has one byte
         assert late.describe().status == 404
+
+
+def test_who_answers_and_then_says_nothing_is_given_up(site: Serving) -> None:
+    with GeckosPeer(site):
+        assert len(site.server.channels) == 1
+        site.clock.ahead += 14
+        site.until(lambda: site.server.channels._turn * TICK > site.clock() - 1)
+        assert len(site.server.channels) == 1
+        site.clock.ahead += 2
+        site.until(lambda: len(site.server.channels) == 0)
 
 
 def test_an_answer_from_another_address_is_not_taken() -> None:
