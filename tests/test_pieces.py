@@ -340,6 +340,18 @@ def test_an_edit_of_a_helper_reaches_all_pieces_that_import_it(folder: Path) -> 
     assert (answer_of(pieces, "a"), answer_of(pieces, "b")) == (2, 12)
 
 
+def test_an_edit_of_a_helper_is_noticed_in_a_folder_of_a_relative_path(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder, a_py="from _helper import ANSWER\n" + ANSWER.format(name="A", answer="ANSWER"))
+    write(folder, _helper_py="ANSWER = 1")
+    monkeypatch.chdir(folder.parent)
+    pieces = Pieces(Path(folder.name))
+    edit(folder / "_helper.py", "ANSWER = 2")
+    assert [piece.slug for piece in pieces.refresh().code] == ["a"]
+    assert answer_of(pieces, "a") == 2
+
+
 def test_a_missing_helper_is_found_once_it_is_written(folder: Path) -> None:
     write(folder, a_py="from _late import ANSWER\n" + ANSWER.format(name="A", answer="ANSWER"))
     pieces = Pieces(folder)

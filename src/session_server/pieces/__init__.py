@@ -216,6 +216,7 @@ def load_class(slug: str, path: Path) -> tuple[type[Room], list[Path]]:
 @contextmanager
 def fresh_imports(folder: Path) -> Iterator[Callable[[], list[Path]]]:
     """Modules of this folder are imported anew within, not those that another piece has; yields which they are."""
+    folder = folder.absolute()  # as they say where they are from
     for name in HELPERS & set(sys.modules):
         del sys.modules[name]
     HELPERS.clear()
