@@ -17,7 +17,7 @@ from session_server import Client, Refused, Room, User, on
 from session_server.calls import TookTooLong
 from session_server.protocol import PieceError
 from session_server.testing import RoomTest
-from session_server.testing.loop import START
+from session_server.testing.loop import START, VirtualLoop
 from session_server.testing.player import NOTICED_AFTER
 
 FIELD = Path(__file__).parent.parent / "pieces" / "field.py"
@@ -79,6 +79,7 @@ class Dice(Room):
 
 
 def evening(seed: int) -> list[Any]:
+    random.seed()
     with RoomTest(Dice, seed=seed) as test:
         test.network(delay=0.1, jitter=0.1, loss=0.3, duplicates=0.2)
         ada, bob = test.join("ada"), test.join("bob")
@@ -96,11 +97,12 @@ def test_the_same_seed_is_the_same_run() -> None:
 
 
 def test_the_dice_of_the_process_are_left_as_they_were() -> None:
-    random.seed(5)
-    expected = random.random()
-    random.seed(5)
-    evening(1)
-    assert random.random() == expected
+    before = random.getstate()
+    with RoomTest(Dice) as test:
+        test.join()
+        test.advance(1)
+        assert random.getstate() != before
+    assert random.getstate() == before
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
@@ -172,7 +174,9 @@ def test_a_fault_fails_the_test_with_the_pieces_own_traceback(where: str) -> Non
     broken = type("Broken", (Faulty,), {"where": where})
     with pytest.raises(ZeroDivisionError, match=f"in {where}") as caught, RoomTest(broken, seed=3) as test:
         play_all(test)
-    *_, caller, last = traceback.extract_tb(caught.value.__traceback__)
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    *_, caller, last = frames
+    assert not [frame for frame in frames if Path(frame.filename).name == "calls.py"], "how the server calls it"
     assert last.name == "breaks" and caller.filename == __file__ and caller.line is not None and where in caller.line
     assert "(seed 3)" in caught.value.__notes__[0]
 
@@ -193,6 +197,49 @@ def test_a_fault_is_raised_when_it_happens_and_the_note_says_where() -> None:
         assert caught.value.__notes__ == ["in think, room 'field', client 1, after 0.125 s (seed 0)"]
         test.advance(1)
         assert ada.ask("say", 1).value is None, "the room goes on, as it does on a server"
+
+
+def test_a_fault_is_raised_once() -> None:
+    broken = type("Broken", (Faulty,), {"where": "task"})
+    with RoomTest(broken) as test:
+        ada = test.join("ada")
+        with pytest.raises(ZeroDivisionError):
+            ada.send("task")
+        test.advance(1)
+
+
+def test_a_fault_in_a_callback_of_the_loop_is_raised() -> None:
+    class Later(Room):
+        def on_create(self) -> None:
+            asyncio.get_running_loop().call_later(1, self.no_such_thing)
+
+        def no_such_thing(self) -> None:
+            raise ZeroDivisionError
+
+    with RoomTest(Later) as test:
+        test.join()
+        with pytest.raises(ZeroDivisionError):
+            test.advance(2)
+        assert test.now == START + 1
+
+
+def test_a_fault_of_the_kit_is_raised_by_the_loop_itself() -> None:
+    loop = VirtualLoop(lambda: False)  # type: ignore[abstract]
+    loop.call_soon([].pop)
+    with pytest.raises(IndexError):
+        loop.settle()
+
+
+def test_a_time_out_of_the_authors_own_is_what_it_is() -> None:
+    class Asks(Room):
+        @on("ask")
+        async def ask(self, client: Client) -> None:
+            async with asyncio.timeout(1):
+                await asyncio.sleep(2)
+
+    with pytest.raises(TimeoutError), RoomTest(Asks) as test:
+        test.join().ask("ask")
+        test.advance(3)
 
 
 def test_a_call_that_does_not_fit_its_handler_is_raised_too() -> None:
@@ -299,6 +346,25 @@ def test_async_code_runs_on_the_clock_of_the_test() -> None:
         assert reply.value == [2.0, 3]
 
 
+def test_what_follows_async_code_happens_when_it_ended() -> None:
+    class Door(Room):
+        tick_rate = 10
+        ticks = 0
+
+        async def on_auth(self, token: str | None, data: Any) -> None:
+            await asyncio.sleep(2)
+
+        def on_tick(self, dt: float) -> None:
+            self.ticks += 1
+
+    with RoomTest(Door) as test:
+        test.join()
+        test.advance(2.05)
+        assert test.room.ticks == 0
+        test.advance(0.1)
+        assert test.room.ticks == 1
+
+
 def test_time_outs_of_authors_are_reached_or_not() -> None:
     with RoomTest(Thinker) as test:
         ada = test.join()
@@ -317,6 +383,20 @@ def test_a_handler_that_takes_too_long_is_a_fault() -> None:
     cause = caught.value.__cause__
     assert cause is not None
     assert "await asyncio.sleep(seconds)" in [frame.line for frame in traceback.extract_tb(cause.__traceback__)]
+
+
+def test_a_loop_that_runs_outside_goes_on() -> None:
+    async def play() -> bool:
+        outside = asyncio.get_running_loop()
+        with RoomTest(Thinker) as test:
+            reply = test.join().ask("wait", 1.0)
+            test.advance(1)
+            assert reply.value == 1.0
+        return asyncio.get_running_loop() is outside
+
+    assert asyncio.run(play())
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        asyncio.get_running_loop()
 
 
 def test_there_is_no_outside_world() -> None:
@@ -467,6 +547,27 @@ def test_who_drops_comes_back_to_its_seat_within_grace_and_misses_nothing_it_sai
         assert ada.heard("noise") == ["heard", "with new numbers"] and bob.last("noise") == "with new numbers"
 
 
+def test_a_room_that_begins_anew_is_heard_from_its_first_message() -> None:
+    with RoomTest(Talk) as test:
+        ada = test.join("ada")
+        for n in range(3):
+            ada.send("noise", n, reliable=False)
+        ada.drop()
+        test.advance(100)
+        ada.back()
+        ada.send("noise", "anew", reliable=False)
+        assert ada.id == 1 and ada.heard("noise") == [0, 1, 2, "anew"]
+
+
+def test_what_is_no_message_is_told_to_its_sender() -> None:
+    with RoomTest(Talk) as test:
+        ada = test.join("ada")
+        ada.send("x" * 300)
+        ada.send("x" * 300, reliable=False)
+        ada.send_frame("{")
+        assert ada.errors == ["malformed"] * 3
+
+
 def test_a_connection_that_vanishes_is_noticed_later() -> None:
     with RoomTest(Talk) as test:
         ada, bob = test.join("ada"), test.join("bob")
@@ -597,7 +698,7 @@ def test_an_edit_keeps_what_keep_names_and_nobody_is_dropped() -> None:
             self.total += 2
             return self.total
 
-    with RoomTest(Counter) as test:
+    with RoomTest(Counter, slug="counter~one") as test:
         ada = test.join("ada")
         assert ada.ask("add").value == 1
         test.reload(Twice)
@@ -619,7 +720,10 @@ def test_an_edit_that_fails_is_raised_and_the_old_code_goes_on() -> None:
         assert type(test.join(slug="counter~two").room) is Counter
 
 
-def test_a_file_is_loaded_as_the_server_loads_it_and_again_when_it_was_edited(tmp_path: Path) -> None:
+def test_a_file_is_loaded_as_the_server_loads_it_and_again_when_it_was_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "counter.py"
     (tmp_path / "_step.py").write_text("STEP = 1\n")
     code = (
@@ -628,7 +732,7 @@ def test_a_file_is_loaded_as_the_server_loads_it_and_again_when_it_was_edited(tm
         "        self.total += STEP\n        return self.total\n"
     )
     file.write_text(code)
-    with RoomTest.piece(file) as test:
+    with RoomTest.piece("counter.py") as test:
         ada = test.join("ada")
         assert ada.ask("add").value == 1
         (tmp_path / "_step.py").write_text("STEP = 10\n")

@@ -111,7 +111,7 @@ class Player:
         self.resume_token: str | None = None
         self.side: Side | None = None
         self._server = server
-        self._udp = udp and not classic
+        self._udp = udp
         self._sent = 0  # reliable messages and asks
         self._unconfirmed: deque[tuple[int, str | bytes]] = deque()
         self._held: list[str | bytes] = []  # until the welcome
@@ -371,8 +371,8 @@ class Player:
                 self.wire.up.put(frame, size_of(frame))
         else:  # what another seat sent is gone with it
             self._sent = 0
-            for counts in (self._unconfirmed, self._numbers, self._own_numbers):
-                counts.clear()
+            self._unconfirmed.clear()
+            self._numbers.clear()  # another room counts anew
         self._welcomed = True
         if self._udp and self.wire.client is not None:
             self.side = Side(self._server, self, self.wire.client)
