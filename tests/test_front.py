@@ -399,6 +399,11 @@ def test_a_pipelining_client_that_reads_nothing_is_not_read_for_ever(it: Serving
     it.until(lambda: not it.server.fronts)
 
 
+def test_who_speaks_tls_to_a_plain_port_is_told_at_once(it: Serving) -> None:
+    with it.tcp() as sock, pytest.raises(ssl.SSLError, match="WRONG_VERSION_NUMBER|wrong version number"):
+        ssl.create_default_context().wrap_socket(sock, server_hostname="localhost")
+
+
 # --- TLS --------------------------------------------------------------------------------------------------------------
 
 

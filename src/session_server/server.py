@@ -44,6 +44,7 @@ IDLE_FOR: Final = 75.0  # seconds a connection is kept for a next request
 ANSWER_WITHIN: Final = 60.0  # seconds for an answer to be taken
 GC_THRESHOLDS: Final = (20_000, 50, 100)  # clients are long-lived: looking through all of them for cycles is dear
 HEAD_END: Final = b"\r\n\r\n"
+TLS_HELLO: Final = b"\x16"  # first byte of a handshake record (RFC 8446 §5.1)
 REQUEST_LINE: Final = re.compile(rb"[!-~]+ [!-\xff]+ HTTP/1\.[01]\r\n")
 CONTENT_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)")
 WANTS_WEBSOCKET: Final = re.compile(rb"\r\nupgrade:[^\r\n]*websocket")  # in a head of small letters
@@ -89,7 +90,9 @@ class Front(asyncio.Protocol):
         while self._buffer.startswith(b"\r\n"):  # RFC 9112 §2.2: empty lines before a request are ignored
             del self._buffer[:2]
         end = self._buffer.find(HEAD_END) + len(HEAD_END)
-        if end > MAX_HEAD or (end < len(HEAD_END) and len(self._buffer) > MAX_HEAD):
+        if self._buffer.startswith(TLS_HELLO):  # answered at once, the client's library says what it means
+            self._refuse(400, "expected HTTP, saw a TLS handshake: there is no TLS on this port")
+        elif end > MAX_HEAD or (end < len(HEAD_END) and len(self._buffer) > MAX_HEAD):
             self._refuse(431, f"head of more than {MAX_HEAD} bytes")
         elif end >= len(HEAD_END):
             head = bytes(self._buffer[:end])
