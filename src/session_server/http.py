@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from .config import Config, Network
+from .desk import Desk
 from .discovery import discover
 from .limits import client_address, trusted
 from .pieces import Pieces
@@ -35,6 +36,17 @@ WEB: Final = Path(__file__).parent / "web"
 OPEN: Final = {"Access-Control-Allow-Origin": "*"}
 FRESH: Final = {"Cache-Control": "no-store"}
 CHECKED: Final = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}  # kept, but asked about each time
+DESK: Final = "/status/development"
+ALONE: Final = CHECKED | {  # no other page may show it in a frame, and lead clicks there
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+}
+PRIVATE: Final = FRESH | {
+    "Content-Type": "application/json",
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
 JSON: Final = OPEN | FRESH | {"Content-Type": "application/json"}
 RETRY_MS: Final = 2000
 LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -68,16 +80,17 @@ class Site:
     def __init__(
         self, config: Config, rooms: Rooms, pieces: Pieces, tickets: Tickets, *, clock: Callable[[], float],
         state: Callable[[], str], connections: Callable[[], int],
-        signal: Callable[[web.BaseRequest, str], Awaitable[Answer]],
+        signal: Callable[[web.BaseRequest, str], Awaitable[Answer]], desk: Desk | None = None,
     ) -> None:  # fmt: skip
         """`state()` is `Ready`, `Full` or `Draining`; `connections()` how many clients are connected. `signal` answers
-        all under `/.wrtc/`; it is given the request, and its path with the query."""
+        all under `/.wrtc/`; it is given the request, and its path with the query. `desk` is there in development."""
         self._config = config
         self._rooms = rooms
         self._pieces = pieces
         self._tickets = tickets
         self._clock, self._state, self._connections = clock, state, connections
         self._signal = signal
+        self._desk = desk
         self._proxies: tuple[Network, ...] = config.proxies()
         self._started = clock()
         self._version = version("session-server")
@@ -88,6 +101,7 @@ class Site:
             "/check": lambda request: web.FileResponse(WEB / "check.html", headers=CHECKED),
             "/health": self._health,
             "/status": self._status,
+            DESK: self._development,
             "/metrics": self._metrics,
             "/favicon.ico": lambda request: web.Response(status=204, headers={"Cache-Control": "max-age=86400"}),
             **dict.fromkeys(SCRIPTS, self._script),
@@ -116,6 +130,8 @@ class Site:
     async def _post(self, request: web.BaseRequest, path: str) -> Answer:
         """Messages for a room, or for all classic pages. A page of another site may reach a developer's machine, but
         not post to it."""
+        if path == DESK and self._desk is not None:
+            return await self._command(request, self._desk)
         if not takes_posts(path):
             return not_here("POST")
         host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
@@ -171,14 +187,8 @@ class Site:
 
     def _status(self, request: web.BaseRequest) -> Answer:
         """Totals for everybody; slugs, pieces and errors for those who may see them; addresses for nobody."""
-        told: dict[str, Any] = {
-            "state": self._state(),
-            "uptime": round(self._clock() - self._started, 3),
-            "node": self._config.node,
-            "version": self._version,
-            "totals": self._figures(),
-        }
-        if self._may_see_details(request):
+        told = self._summary()
+        if self._may_see_details(request) and is_own_page(request):
             told["pieces"] = [
                 {"slug": p.slug, "page": p.page is not None, "code": p.code is not None, "error": p.error}
                 for p in self._pieces.table.values()
@@ -187,6 +197,15 @@ class Site:
                 {"slug": core.slug, "clients": len(core.clients), "people": len(core.presence)} for core in self._rooms
             ]
         return as_json(told)
+
+    def _summary(self) -> dict[str, Any]:
+        return {
+            "state": self._state(),
+            "uptime": round(self._clock() - self._started, 3),
+            "node": self._config.node,
+            "version": self._version,
+            "totals": self._figures(),
+        }
 
     def _figures(self) -> dict[str, Any]:
         totals = {field.name: getattr(self._rooms.totals, field.name) for field in fields(Totals)}
@@ -243,12 +262,36 @@ class Site:
         except ValueError:
             return False
 
-    # --- pages --------------------------------------------------------------------------------------------------------
+    # --- the development page -----------------------------------------------------------------------------------------
 
     def _home(self, request: web.BaseRequest) -> Answer:
-        return web.FileResponse(
-            WEB / ("index.html" if self._may_see_details(request) else "totals.html"), headers=CHECKED
-        )
+        if self._desk is not None and self._may_see_details(request):
+            return web.FileResponse(WEB / "index.html", headers=ALONE)
+        return web.FileResponse(WEB / "totals.html", headers=CHECKED)
+
+    def _development(self, request: web.BaseRequest) -> Answer:
+        """What it shows. No other page may read that."""
+        if self._desk is None or not (self._may_see_details(request) and is_own_page(request)):
+            return text(404, "nothing here")
+        after = request.query.get("after", "0")
+        if not (after.isdecimal() and len(after) < 16):
+            return text(400, f"after is {after[:40]!r}, expected the number of a line")
+        told = self._summary() | self._desk.shown(int(after), request.query.get("room"))
+        return web.Response(body=encode(told), headers=PRIVATE)
+
+    async def _command(self, request: web.BaseRequest, desk: Desk) -> Answer:
+        """What it asks for. Its token is in what it was shown, so no other page knows it."""
+        token = as_bytes(request.headers.get("X-Token", ""))
+        known = hmac.compare_digest(token, desk.token.encode())
+        if not (known and self._may_see_details(request) and is_own_page(request)):
+            return text(403, "this is for the development page")
+        try:
+            desk.obey(await request.read(), self._clock())
+        except ValueError as error:
+            return text(400, str(error))
+        return web.Response(body=b"{}", headers=PRIVATE)
+
+    # --- pages --------------------------------------------------------------------------------------------------------
 
     def _script(self, request: web.BaseRequest) -> Answer:
         path = request.raw_path.partition("?")[0]
@@ -266,6 +309,13 @@ class Site:
             return text(404, "nothing here")
         kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
         return web.FileResponse(file, headers=OPEN | CHECKED | {"Content-Type": charset(kind)})
+
+
+def is_own_page(request: web.BaseRequest) -> bool:
+    """Not one from elsewhere, be it another port of this machine; also what no browser sends."""
+    origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site")
+    own = origin is None or origin.partition("://")[2] == request.headers.get("Host")
+    return own and site in {None, "none", "same-origin"}
 
 
 def as_bytes(text: str) -> bytes:

@@ -5,9 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Any, TextIO, cast
+import time
+import traceback
+from collections import deque
+from typing import Any, Final, TextIO, cast
 
 import structlog
+
+MAX_LINES: Final = 300  # of a log that are kept
+MAX_TRACES: Final = 20
+MAX_FIELD: Final = 1000  # characters
+MAX_TRACE: Final = 10_000  # characters, of its end
 
 
 def make_log(format: str, verbose: bool = False, stream: TextIO | None = None) -> Any:
@@ -35,6 +43,54 @@ def make_log(format: str, verbose: bool = False, stream: TextIO | None = None) -
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
         cache_logger_on_first_use=True,
     )
+
+
+class Tail:
+    """A logger that keeps what was said last, and passes it on to another."""
+
+    def __init__(self, log: Any, kept: Kept | None = None, bound: dict[str, Any] | None = None) -> None:
+        self._log = log
+        self.kept = kept or Kept()
+        self._bound = bound or {}
+
+    def bind(self, **fields: Any) -> Tail:
+        return Tail(self._log.bind(**fields), self.kept, self._bound | fields)
+
+    def __getattr__(self, level: str) -> Any:
+        say = getattr(self._log, level)
+
+        def note(event: str, **fields: Any) -> None:
+            self.kept.add(level, event, self._bound | fields)
+            say(event, **fields)
+
+        return note
+
+
+class Kept:
+    """The last lines of a log, and apart from them the last tracebacks: many lines must not push them out."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._lines: deque[dict[str, Any]] = deque(maxlen=MAX_LINES)
+        self._traces: deque[dict[str, Any]] = deque(maxlen=MAX_TRACES)
+
+    def add(self, level: str, event: str, fields: dict[str, Any]) -> None:
+        self._count += 1
+        error = fields.pop("exc_info", None if level != "exception" else True)
+        told = {name: str(value)[:MAX_FIELD] for name, value in fields.items() if value is not None}
+        line = {"number": self._count, "at": time.time(), "level": level, "event": event[:MAX_FIELD], "fields": told}
+        self._lines.append(line)
+        if error is not None:
+            error = sys.exc_info()[1] if error is True else error
+            trace = "".join(traceback.format_exception(error))
+            self._traces.append(line | {"trace": trace[-MAX_TRACE:]})
+
+    def after(self, number: int) -> dict[str, Any]:
+        """What came after the line of this number. `at` is in seconds since 1970."""
+        return {
+            "lines": [line for line in self._lines if line["number"] > number],
+            "errors": [line for line in self._traces if line["number"] > number],
+        }
 
 
 def takes_colors(stream: TextIO) -> bool:

@@ -21,9 +21,11 @@ from msgspec import MsgspecError
 from .addresses import announced, out_of_reach
 from .clock import Rota
 from .config import Config, ConfigError
+from .desk import Desk
 from .engine.memory import MemoryEngine
 from .handover import pack, unpack
 from .http import Site
+from .logs import Tail
 from .pieces import Pieces
 from .port import bind, bind_udp
 from .protocol import Close, Tickets
@@ -207,6 +209,8 @@ class Server:
     def __init__(self, config: Config, log: Any, pieces: Pieces | None = None) -> None:
         """Raises ConfigError. `pieces` is found in `config.pieces` if it is not handed in."""
         self.config = config
+        if config.development:
+            log = Tail(log)
         self.log = log
         self.clock: Callable[[], float] = time.monotonic
         self.pieces = pieces if pieces is not None else Pieces(folder_of(config))
@@ -251,6 +255,7 @@ class Server:
             state=self._state,
             connections=lambda: self.connections,
             signal=self.signalling.answer,
+            desk=Desk(self.rooms, self.pieces, log.kept.after, secrets.token_urlsafe()) if config.development else None,
         )
         self._listeners: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[Any]] = set()
