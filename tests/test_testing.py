@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from session_server import Client, Refused, Room, User, on
-from session_server.calls import TookTooLong
+from session_server.calls import FAULTS_LOGGED, TookTooLong
 from session_server.protocol import PieceError
 from session_server.testing import RoomTest
 from session_server.testing.loop import START, VirtualLoop
@@ -206,6 +206,28 @@ def test_a_fault_is_raised_once() -> None:
         with pytest.raises(ZeroDivisionError):
             ada.send("task")
         test.advance(1)
+
+
+def test_no_fault_is_hidden_by_those_before() -> None:
+    broken = type("Broken", (Faulty,), {"where": "say"})
+    with RoomTest(broken) as test:
+        ada = test.join("ada")
+        for _ in range(FAULTS_LOGGED):
+            with pytest.raises(ZeroDivisionError):
+                ada.send("say", 1)
+        with pytest.raises(AssertionError, match="1 faults that were not logged"):
+            ada.send("say", 1)
+
+
+def test_what_a_piece_logs_is_kept_and_no_fault() -> None:
+    class Logs(Room):
+        def on_join(self, client: Client) -> None:
+            self.log.info("%s came", client.name, seat=client.id)
+            self.log.error("handled", exc_info=ValueError())
+
+    with RoomTest(Logs) as test:
+        test.join("ada")
+        assert test.log.entries[0] == {"event": "ada came", "room": "logs", "seat": 1}
 
 
 def test_a_fault_in_a_callback_of_the_loop_is_raised() -> None:
@@ -715,7 +737,7 @@ def test_an_edit_that_fails_is_raised_and_the_old_code_goes_on() -> None:
         ada = test.join("ada")
         with pytest.raises(KeyError) as caught:
             test.reload(Wrong)
-        assert "in the reload" in caught.value.__notes__[0]
+        assert "in a task or a reload" in caught.value.__notes__[0]
         assert ada.ask("add").value == 1 and type(test.room) is Counter
         assert type(test.join(slug="counter~two").room) is Counter
 

@@ -31,13 +31,13 @@ class Log:
     def bind(self, **more: Any) -> Log:
         return Log(self.entries, **self._bound, **more)
 
-    def debug(self, event: str, **more: Any) -> None:
+    def debug(self, event: str, *args: Any, **more: Any) -> None:
         """Is not kept."""
 
-    def info(self, event: str, **more: Any) -> None:
-        self.entries.append({"event": event, **self._bound, **more})
+    def info(self, event: str, *args: Any, **more: Any) -> None:
+        self.entries.append({"event": event % args if args else event, **self._bound, **more})
 
-    warning = error = exception = info
+    warning = error = exception = critical = info
 
 
 class MemoryServer:
