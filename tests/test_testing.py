@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import re
 import subprocess
@@ -205,6 +206,8 @@ def test_a_fault_is_raised_once() -> None:
         ada = test.join("ada")
         with pytest.raises(ZeroDivisionError):
             ada.send("task")
+            gc.collect()
+            test.advance(0)
         test.advance(1)
 
 

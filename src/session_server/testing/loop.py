@@ -27,7 +27,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def __init__(self, rest: Callable[[], bool]) -> None:
         """`rest()` is called when nothing else is due at this instant; it returns whether it had something to do."""
         self.now = START
-        self.unheard: list[BaseException] = []  # raised in tasks for which nobody waited
+        self.unheard: list[BaseException] = []  # raised in tasks for which nobody waited, known once they are collected
+        self.made_tasks = False  # the author's code did
         self._rest = rest
         self._ready: deque[asyncio.Handle] = deque()
         self._later: list[tuple[float, int, asyncio.Handle]] = []
@@ -114,6 +115,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def create_task(
         self, coro: Coroutine[Any, Any, Value] | Generator[Any, None, Value], **options: Any
     ) -> asyncio.Task[Value]:
+        self.made_tasks = True
         return asyncio.Task(coro, loop=self, **options)
 
     def run_in_executor(self, executor: Any, func: Callable[[*Args], Value], *args: *Args) -> asyncio.Future[Value]:

@@ -92,7 +92,7 @@ class Player:
     ) -> None:
         """`hello`: content of its `session:join`. `classic`: a page that speaks the old dialect. `udp`: what may be
         lost goes by a link of its own, as it does by a data channel."""
-        random = Random(server.random.getrandbits(64))  # its own: who else is there changes nothing
+        random = Random(server.random.getrandbits(64))  # its own: what others send changes nothing for it
         self.slug = slug
         self.classic = classic
         self.address = address

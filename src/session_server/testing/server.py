@@ -138,7 +138,7 @@ class MemoryServer:
             self.rooms.enter(self.now)
             done(*ended)
 
-        task = self.loop.create_task(run())
+        task = asyncio.Task(run(), loop=self.loop)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
