@@ -309,9 +309,11 @@ def test_a_fault_that_was_expected_and_did_not_happen_fails_the_test() -> None:
 
 def test_what_the_end_brings_about_does_not_hide_why_a_test_failed() -> None:
     broken = type("Broken", (Faulty,), {"where": "on_dispose"})
-    with pytest.raises(AssertionError, match="mine"), RoomTest(broken) as test:
+    with pytest.raises(AssertionError, match="mine") as caught, RoomTest(broken, seed=3) as test:
         test.join("ada")
+        test.advance(1.5)
         raise AssertionError("mine")
+    assert caught.value.__notes__ == ["after 1.5 s (seed 3)"]
 
 
 def test_a_room_that_never_comes_to_rest_is_told() -> None:

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self
 
 from msgspec import Raw
 
@@ -41,7 +41,6 @@ __all__ = ["Heard", "Player", "Reply", "RoomTest"]
 __tracebackhide__ = True
 
 Faults = type[BaseException] | tuple[type[BaseException], ...]
-Self = TypeVar("Self", bound="RoomTest")
 
 
 class Classes:
@@ -97,7 +96,7 @@ class RoomTest(MemoryServer):
         super().__init__(self._classes, seed=seed, verify=self._verify, **settings)
 
     @classmethod
-    def piece(cls: type[Self], file: str | Path, **options: Any) -> Self:
+    def piece(cls, file: str | Path, **options: Any) -> Self:
         """Of a piece's file, loaded as the server loads it. Raises PieceError, with the line that is wrong."""
         path = Path(file)
         room_class, _ = load_class(path.stem, path)
@@ -190,7 +189,7 @@ class RoomTest(MemoryServer):
         unexpected = [(error, place) for error, place in found if not isinstance(error, self._expected)]
         self.faults += [error for error, _ in found if isinstance(error, self._expected)]
         for error, place in unexpected:
-            error.add_note(f"{place}, after {self.now - START:g} s (seed {self._seed})")
+            error.add_note(f"{place}, {self._moment()}")
         if unexpected:
             raise below(unexpected[0][0])
 
@@ -198,9 +197,12 @@ class RoomTest(MemoryServer):
         client = f", client {entry['client']}" if entry.get("client") is not None else ""
         return f"in {entry['hook']}, room {entry['room']!r}{client}"
 
+    def _moment(self) -> str:
+        return f"after {self.now - START:g} s (seed {self._seed})"
+
     # --- the end ------------------------------------------------------------------------------------------------------
 
-    def __enter__(self: Self) -> Self:
+    def __enter__(self) -> Self:
         self._dice = random.getstate()
         random.seed(self._seed)
         return self
@@ -208,8 +210,10 @@ class RoomTest(MemoryServer):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None:  # it has failed already
+        if error is not None:  # the test has failed already
             self._expected = BaseException
+            if not hasattr(error, "__notes__"):
+                error.add_note(self._moment())
         try:
             self.close()
         finally:
