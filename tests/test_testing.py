@@ -9,14 +9,16 @@ import re
 import subprocess
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from serving import V1, Cut, Peer, serving
 from session_server import Client, Refused, Room, User, on
 from session_server.calls import FAULTS_LOGGED, TookTooLong
-from session_server.protocol import PieceError
+from session_server.protocol import PieceError, unpack_binary
 from session_server.testing import RoomTest
 from session_server.testing.loop import START, VirtualLoop
 from session_server.testing.player import NOTICED_AFTER
@@ -773,6 +775,95 @@ def test_a_file_is_loaded_as_the_server_loads_it_and_again_when_it_was_edited(
         file.write_text("class Counter(Room:\n")
         with pytest.raises(PieceError, match=r"counter.py:1: SyntaxError"):
             test.reload()
+
+
+# --- what is heard in memory is what is heard from a server -----------------------------------------------------------
+
+MIXED = """
+from session_server import Client, Refused, Room, on
+
+class Mixed(Room):
+    relay = ("wave",)
+    def on_join(self, client: Client):
+        client.send("hello", [client.name, len(self.clients)])
+    @on("once", rate=0.001)
+    def once(self, client: Client):
+        client.send("heard once")
+    @on("say")
+    def say(self, client: Client, words: int):
+        self.broadcast("said", words)
+        client.send("ink", bytes([words % 256]))
+    @on("seat")
+    async def seat(self, client: Client) -> int:
+        if client.id != 1:
+            raise Refused("it is taken")
+        return client.id
+    @on("kick")
+    def kick(self, client: Client, id: int):
+        next(one for one in self.clients if one.id == id).kick("out")
+"""
+SCRIPT: tuple[tuple[int, str, Any], ...] = (  # who, type, content
+    (0, "say", 1), (1, "say", 2), (0, "say", "one"), (0, "say", None), (1, "nonsense", [1]), (0, "wave", {"hand": 1}),
+    (1, "session:welcome", {}), (0, "session:ask", {"ask": 1, "type": "seat"}), (0, "x" * 300, 1),
+    (1, "session:ask", {"ask": 1, "type": "seat"}), (1, "session:ask", {"ask": 2, "type": "say", "content": []}),
+    (1, "session:ask", {}), (0, "once", None), (0, "once", None), (0, "kick", 2),
+)  # fmt: skip
+OF_ITS_OWN = {
+    "session:welcome",
+    "session:presence",
+    "session:pong",
+}  # what holds times and tokens, or comes when it may
+
+
+def heard_in_memory(file: Path) -> list[Any]:
+    with RoomTest.piece(file) as test:
+        players = [test.join(name, udp=False) for name in ("ada", "bob")]
+        for who, type, content in SCRIPT:
+            players[who].send(type, content)
+        test.advance(0)
+        assert players[1].closed == (4001, "out")
+        return [
+            [(heard.type, heard.content, heard.id) for heard in player.heard_all if heard.type not in OF_ITS_OWN]
+            for player in players
+        ]
+
+
+def heard_from_a_server(file: Path) -> list[Any]:
+    path = "/session/mixed"
+    with serving(file.parent) as site, site.upgrade(path, V1) as ada, site.upgrade(path, V1) as bob:
+        peers = (ada, bob)
+        for peer, name in zip(peers, ("ada", "bob"), strict=True):
+            peer.send("session:join", {"name": name})
+            site.settle(peer.sock)
+        for who, type, content in SCRIPT:
+            peers[who].send(type, content)
+            site.settle(peers[who].sock)
+        peers[0].send("session:ping", {"t": 0})
+        return [until_the_end(peer) for peer in peers]
+
+
+def until_the_end(peer: Peer) -> list[Any]:
+    """All messages before the pong, or the close."""
+    heard: list[Any] = []
+    with suppress(Cut):
+        while True:
+            message = peer.message()
+            if isinstance(message, bytes):
+                binary = unpack_binary(message)
+                heard.append((binary.type, binary.content, binary.id))
+            elif message["type"] == "session:pong":
+                break
+            elif message["type"] not in OF_ITS_OWN:
+                heard.append((message["type"], message.get("content"), message.get("id")))
+    return heard
+
+
+def test_players_hear_what_a_server_would_say(tmp_path: Path) -> None:
+    file = tmp_path / "mixed.py"
+    file.write_text(MIXED)
+    ada, bob = heard_in_memory(file)
+    assert [ada, bob] == heard_from_a_server(file)
+    assert len(ada) == 10 and {type for type, _, _ in bob} >= {"hello", "said", "ink", "wave", "session:error"}
 
 
 # --- the page about it ------------------------------------------------------------------------------------------------
