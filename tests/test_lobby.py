@@ -606,6 +606,15 @@ def test_notes_come_to_those_who_asked_for_them(wanted: dict[str, Any], hears: b
     assert ada.heard_all == eve.heard_all == []
 
 
+def test_what_comes_by_a_data_channel_is_json_in_a_string() -> None:
+    play = lobby()
+    ada, bob = page(play), page(play)
+    bob.send("notepat:midi:subscribe", '{"filter":{"handle":"ada"}}')
+    for content in (json.dumps(NOTE), "{", "null", "7", '{"note":"x"}'):
+        ada.send("notepat:midi:publish", content)
+    assert len(bob.heard("notepat:midi")) == 1 and play.faults == 0
+
+
 def test_instruments_are_listed_for_twenty_seconds() -> None:
     play = lobby()
     ada, bob = page(play), page(play)

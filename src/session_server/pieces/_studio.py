@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
-from msgspec import Meta, Struct
+from msgspec import DecodeError, Meta, Struct
+from msgspec.json import decode
 
-from session_server import Client, Room, on
+from session_server import Client, Refused, Room, on
 
 RELAY: Final = "midi-relay"  # the tag of what comes from here
 SEEN_FOR: Final = 20.0  # seconds until a silent source is forgotten
 MAX_SOURCES: Final = 256  # in a room
 MAX_SOURCES_OF_ONE: Final = 4  # per client
 
+Shape = TypeVar("Shape", bound=Struct)
 Label = Annotated[str, Meta(max_length=64)]
 
 
@@ -70,7 +72,8 @@ class Studio(Room):
         return super().on_leave(client, reason)
 
     @on("notepat:midi:subscribe", rate=5)
-    def listen(self, client: Client, asked: Asked) -> None:
+    def listen(self, client: Client, content: Asked | str) -> None:
+        asked = opened(content, Asked)
         wanted = asked.filter or asked
         wanted = Filter(wanted.all, plain(wanted.handle), wanted.machine_id)
         self.listeners[client.id] = client, wanted
@@ -100,11 +103,12 @@ class Studio(Room):
         client.send("notepat:midi:sources", {"sources": told}, id=RELAY)
 
     @on("notepat:midi:heartbeat", rate=5)
-    def beat(self, client: Client, played: Played) -> None:
-        self._heard_of(client, played)
+    def beat(self, client: Client, content: Played | str) -> None:
+        self._heard_of(client, opened(content, Played))
 
     @on("notepat:midi:publish")
-    def play(self, client: Client, played: Played) -> None:
+    def play(self, client: Client, content: Played | str) -> None:
+        played = opened(content, Played)
         self._heard_of(client, played)
         told = {
             "type": "notepat:midi",
@@ -144,6 +148,16 @@ class Studio(Room):
     def play_code(self, client: Client, content: Any) -> None:
         extra = {"from": client.id}
         self.broadcast("daw:code", content, to=self.devices.values(), id=None, extra=extra)
+
+
+def opened(content: Shape | str, shape: type[Shape]) -> Shape:
+    """What comes by a data channel is JSON in a string (lib/udp.mjs). Raises Refused."""
+    if not isinstance(content, str):
+        return content
+    try:
+        return decode(content, type=shape)
+    except (DecodeError, RecursionError) as error:
+        raise Refused(f"content is a string, and in it {error}") from None
 
 
 def plain(handle: str) -> str:
