@@ -181,7 +181,8 @@ def test_a_fault_fails_the_test_with_the_pieces_own_traceback(where: str) -> Non
     *_, caller, last = frames
     assert not [frame for frame in frames if Path(frame.filename).name == "calls.py"], "how the server calls it"
     assert last.name == "breaks" and caller.filename == __file__ and caller.line is not None and where in caller.line
-    assert "(seed 3)" in caught.value.__notes__[0]
+    [note] = caught.value.__notes__
+    assert "(seed 3)" in note
 
 
 def test_code_without_a_fault_passes() -> None:
