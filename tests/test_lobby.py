@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -726,6 +728,21 @@ def test_nothing_is_kept_of_who_has_left() -> None:
     ada.close()
     left = {name: value for name, value in vars(play.room("lobby")).items() if value and isinstance(value, dict)}
     assert left == {}
+
+
+# --- a lobby of one's own ---------------------------------------------------------------------------------------------
+
+
+def test_a_lobby_can_be_changed_as_the_reference_shows(tmp_path: Path) -> None:
+    reference = (Path(__file__).parent.parent / "docs" / "reference" / "wire.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(from session_server\.pieces import lobby\n.*?)```", reference, re.DOTALL)
+    (tmp_path / "lobby.py").write_text(code, encoding="utf-8")
+    pieces = Pieces(tmp_path)
+    assert pieces.errors() == []
+    play = Playing(pieces)
+    ada, bob = in_field(play, "@ada"), in_field(play, "@bob")
+    ada.send("world:field:write", "darn")
+    assert bob.heard("world:field:write") == ["****"] and play.faults == 0
 
 
 # --- rooms of their own -----------------------------------------------------------------------------------------------
