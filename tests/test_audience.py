@@ -89,14 +89,16 @@ def test_what_a_group_may_lose_goes_by_the_side_link() -> None:
 # --- as whom, with what -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("id", "shown"), [(0, 0), (7, 7), ("development", "development"), (None, None)])
-def test_a_message_says_whom_it_is_from(id: Any, shown: Any) -> None:
+@pytest.mark.parametrize("reliable", [True, False])
+@pytest.mark.parametrize(("id", "shown"), [(0, 0), (7, 7), ("development", 0), (None, 0)])
+def test_a_message_says_whom_it_is_from_and_tags_are_for_classic_pages(id: Any, shown: Any, reliable: bool) -> None:
     play, room, players = in_room(Room, "v1", "classic")
-    room.broadcast("x", 1, id=id)
+    room.broadcast("x", 1, reliable=reliable, id=id)
     for client in room.clients:
-        client.send("y", 2, id=id)
+        client.send("y", 2, reliable, id=id)
     play.settle()
-    assert all(told(player) == [("x", 1, shown), ("y", 2, shown)] for player in players)
+    assert [heard.reliable for heard in players[0].received] == [reliable] * 2
+    assert told(players[0]) == [("x", 1, shown), ("y", 2, shown)] and told(players[1]) == [("x", 1, id), ("y", 2, id)]
 
 
 def test_further_keys_are_for_classic_pages() -> None:
@@ -392,7 +394,8 @@ def test_a_posted_message_is_the_rooms_or_everybodys() -> None:
             self.posts.append(message)
 
     play = Playing({"field": Room, "choosy": Choosy, "raw": type("Raw", (Room,), {"raw": True})})
-    ada, bob = play.join("field"), play.join("choosy")
+    ada, bob = play.join("field", classic=True), play.join("choosy")
+    ada.forget()
     for slug in ("field", "choosy", "new"):
         play.rooms.post(slug, Message("x", Raw(b"[1]"), "press"), play.now)
     play.settle()

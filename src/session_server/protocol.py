@@ -127,6 +127,13 @@ class Extended(ClassicMessage, gc=False):
     extra: dict[str, Raw] = {}
 
 
+class Tagged(Message, gc=False):
+    """From the server, under a tag or without an `id`, as classic pages know it; to others simply from the server."""
+
+
+FOR_CLASSIC: Final = (Extended, Tagged)  # others are sent less
+
+
 class Beside(Message, gc=False):
     """From the data channel that a classic page has beside its WebSocket. Such a page expects what was sent by one kind
     of wire on that wire alone, and would hear everything twice (docs/decisions/0009)."""
@@ -148,8 +155,9 @@ AnyMessage = Message | Binary
 def message(
     type: str, content: Any = UNSET, id: int | str | None = 0, reliable: bool = True, extra: Mapping[str, Any] = EMPTY
 ) -> AnyMessage:
-    """A message made by the server. `id` is a client's, 0 for the server, a tag, or None for no `id`; `extra` has keys
-    beside the envelope, for classic pages. Raises ValueError on a bad type, TypeError on content that is not JSON."""
+    """A message made by the server. `id` is a client's, or 0 for the server; a tag, or None for no `id`, and `extra`,
+    keys beside the envelope, are for classic pages. Raises ValueError on a bad type, TypeError on content that is not
+    JSON."""
     check_type(type)
     loss = UNSET if reliable else False
     if isinstance(content, bytes | bytearray | memoryview):
@@ -162,7 +170,7 @@ def message(
     if extra:
         keys = {key: Raw(encode_json(value)) for key, value in extra.items()}
         return Extended(type, content, sender, loss, extra=keys)
-    return Message(type, content, sender, loss)
+    return (Message if isinstance(id, int) else Tagged)(type, content, sender, loss)
 
 
 def check_type(type: str) -> None:
@@ -266,8 +274,9 @@ class V1(Dialect):
     def encode(self, message: AnyMessage) -> bytes:
         if isinstance(message, Binary):
             return pack_binary(message)
-        if isinstance(message, Extended):
-            return encode_json(Message(message.type, message.content, message.id, message.reliable, message.n))
+        if isinstance(message, FOR_CLASSIC):
+            sender = message.id if isinstance(message.id, int) else 0
+            return encode_json(Message(message.type, message.content, sender, message.reliable, message.n))
         return encode_json(message)
 
 

@@ -92,9 +92,9 @@ class Client(Seat):
         self, type: str, content: Any = None, reliable: bool = True, *, id: int | str | None = 0,
         extra: Mapping[str, Any] = EMPTY,
     ) -> None:  # fmt: skip
-        """To this client alone. `id` says whom it is from: 0 is the server, else a client's id, or a tag; None leaves
-        it away. `extra`: keys beside the envelope, for classic pages. Raises TypeError if `content` is neither bytes
-        nor JSON, ValueError on a bad type."""
+        """To this client alone. `id` says whom it is from: a client's id, or 0 for the server. For classic pages it may
+        be a tag, or None for no `id`, and `extra` has keys beside the envelope. Raises TypeError if `content` is
+        neither bytes nor JSON, ValueError on a bad type."""
         self.core.outbox.send(self, message(type, content, id, reliable, extra))
 
     def send_raw(self, data: str | bytes) -> None:
@@ -401,7 +401,7 @@ class RoomCore:
         if "on_post" in self.calls.routes.overrides:
             self.calls.hook("on_post", Message(item.type, read_any(item), item.id))
         else:
-            self.outbox.broadcast(item)
+            self.outbox.broadcast(message(item.type, item.content, item.id))
 
     def expel(self, client: Client, code: int, reason: str) -> None:
         """Closes the link after what was sent before, and gives the seat up."""
