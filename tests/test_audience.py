@@ -66,6 +66,15 @@ def test_who_has_left_is_told_nothing_by_a_group_that_still_names_it() -> None:
     assert ada.received == [] and play.faults == 0
 
 
+def test_somebody_of_another_room_is_told_nothing() -> None:
+    play = Playing({"field": Room})
+    ada, bob = play.join("field:1"), play.join("field:2")
+    play.room("field:1").broadcast("x", 1, to=[*play.room("field:1").clients, *play.room("field:2").clients])
+    play.settle()
+    bob.send("session:ping", {"t": 1})
+    assert told(ada) == [("x", 1, 0)] and told(bob) == []
+
+
 def test_a_message_for_a_group_is_packed_once_per_dialect(monkeypatch: pytest.MonkeyPatch) -> None:
     play, room, players = in_room(Room, *["v1"] * 5, *["classic"] * 5)
     packed: list[Any] = []
@@ -143,6 +152,10 @@ class Talk(Room):
     def anything(self, client: Client, content: Any, place: str, rest: str) -> None:
         self.calls.append(("anything", place, rest))
 
+    @on("soft:*")
+    def soft(self, client: Client, content: str) -> None:
+        self.calls.append(("soft", content))
+
     @on("loud:*", relay=True, rate=2)
     def loud(self, client: Client) -> None:
         self.calls.append("loud")
@@ -159,6 +172,7 @@ class Talk(Room):
         ("place:hall:say", ("say", "hi", "hall")), ("place::say", ("say", "hi", "")),
         ("place:attic:say", ("attic", "hi")), ("place:hall:sing", ("anything", "hall", "sing")),
         ("place:a:b:say", ("anything", "a", "b:say")), ("place:*:say", ("say", "hi", "*")), ("loud:a:b", "loud"),
+        ("soft:a", ("soft", "hi")),
         ("place:__proto__:say", ("say", "hi", "__proto__")),
     ],
 )  # fmt: skip
@@ -376,10 +390,10 @@ def test_who_lingers_leaves_classic_pages_unsaid() -> None:
     play, _, (ada, bob, classic, v1) = in_room(Ghostly, "classic", "classic", "classic", "v1")
     ada.close()
     assert told(classic) == [("gone", "left", 1)]
+    play.advance(0.1)
+    assert sorted(v1.people) == [2, 3, 4], "presence says it as ever"
     bob.close()
     assert told(classic) == [("gone", "left", 2), ("left", {"count": 2}, 2)]
-    play.advance(0.1)
-    assert sorted(v1.people) == [3, 4], "presence says it as ever"
 
 
 # --- posts ------------------------------------------------------------------------------------------------------------
