@@ -74,7 +74,7 @@ def as_variable(name: str, written: Any) -> dict[str, str]:
 
 
 def test_every_setting_is_a_flag_but_what_a_command_decides() -> None:
-    assert {field.name for field in fields(Config)} - set(FLAGS) == {"development", "node"}
+    assert {field.name for field in fields(Config)} - set(FLAGS) == {"development", "net", "node"}
     assert set(SAMPLES) == set(FLAGS), "a new flag needs a sample here"
 
 

@@ -90,7 +90,7 @@ def test_a_page_elsewhere_neither_reads_nor_controls_it(site: Serving, headers: 
     assert "rooms" not in site.get("/status", own | headers).json
     with site.join("/session/counter", V1) as peer:
         names = {name.replace("-", "_"): value for name, value in headers.items()}
-        assert post(site, json.dumps({"room": "counter", "cut": peer.id}), **names) == 403
+        assert post(site, json.dumps({"room": "counter", "do": "cut", "client": peer.id}), **names) == 403
         assert not site.call(lambda: site.server.rooms.rooms["counter"].clients[peer.id].away)
 
 
@@ -110,7 +110,7 @@ def test_no_other_origin_is_let_in_by_its_headers(site: Serving) -> None:
 
 def test_a_command_takes_the_token_of_this_start(site: Serving) -> None:
     with site.join("/session/counter", V1) as peer:
-        body = json.dumps({"room": "counter", "cut": peer.id})
+        body = json.dumps({"room": "counter", "do": "cut", "client": peer.id})
         for token in ("", "x", "\xff", shown(site)["token"] + "x"):
             assert post(site, body, X_Token=token) == 403
         with serving({}, development=True) as other:
@@ -118,7 +118,18 @@ def test_a_command_takes_the_token_of_this_start(site: Serving) -> None:
         assert post(site, body) == 200
 
 
-@pytest.mark.parametrize("body", ["", "[]", "{", '{"room":"counter"}', '{"room":"counter","cut":99,"x":1}', b"\xff"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "[]",
+        "{",
+        '{"room":"counter"}',
+        '{"do":"cut","room":"counter","client":"1"}',
+        '{"do":"cut","room":"counter","client":99}',
+        b"\xff",
+    ],
+)
 def test_a_command_that_cannot_be_read_is_refused(site: Serving, body: str | bytes) -> None:
     assert post(site, body) == 400
 
@@ -152,7 +163,7 @@ def test_rooms_clients_and_links_are_shown(site: Serving) -> None:
 
 def test_a_link_that_is_cut_is_a_drop_and_its_client_may_come_back(site: Serving) -> None:
     with site.join("/session/counter~cut", V1) as peer:
-        assert post(site, json.dumps({"room": "counter~cut", "cut": peer.id})) == 200
+        assert post(site, json.dumps({"room": "counter~cut", "do": "cut", "client": peer.id})) == 200
         assert peer.closed() == 1001
         (room,) = [one for one in shown(site)["rooms"] if one["slug"] == "counter~cut"]
         assert room["clients"][0]["away"]
@@ -272,8 +283,12 @@ async def test_an_author_sees_who_is_here_what_they_do_and_what_failed(site: Ser
         await page.locator("#errors summary").first.click()
         await expect(page.locator("#errors pre").first).to_contain_text('raise KeyError("the missing key")')
         await expect(page.locator("#figures .bad")).to_contain_text("faults")
-        back = []
-        room.on("session:resume", lambda content, message: back.append(content))
+        await card.locator("tbody select").select_option("3g")
+        await expect(card.locator("tbody select")).to_have_value("3g")
+        await card.locator(".row select").select_option("wifi")
+        await expect(card.locator(".row select")).to_have_value("wifi")
+        assert site.call(lambda: site.server.rooms.rooms[room.slug].clients[1].net) == "3g"
+        await card.locator("tbody select").select_option("")
         await card.get_by_role("button", name="cut").click()
         await expect(page.locator("#lines")).to_contain_text("resumed room=counter~<b>bold client=1")
         assert room.id == 1

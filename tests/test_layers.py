@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parent.parent / "src" / PACKAGE
 GROUND = ("config", "protocol", "geckos", "limits", "clock", "rfc6455", "discovery", "conditions")
 ROOMS = (
     "trust", "presence", "posts", "stream", "services", "outbox", "handlers", "calls", "succession", "inbox", "room",
-    "rooms", "links", "pieces", "desk", "handover",
+    "rooms", "links", "pieces", "conditioner", "desk", "handover",
 )  # fmt: skip
 STRANGERS = ("http", "signalling", "transports", "engine")  # these do not see each other
 TOP = (

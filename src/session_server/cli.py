@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import click
 
+from .conditions import PRESETS, read_net
 from .config import Config, ConfigError, flag_of, flags, origin_of
 from .dev import announce, create, develop, watch
 from .findings import Finding, Level
@@ -92,9 +93,14 @@ def serve(**settings: Any) -> None:
 @main.command("dev", cls=Command)
 @click.argument("folder", metavar="[DIR]", required=False)
 @click.option("--lan", is_flag=True, help="Open it to the local network.")
+@click.option("--net", default="", metavar="NET", help=f"A bad network: {', '.join(PRESETS)}, or delay=100,loss=5.")
 @options
 def dev(folder: str | None, lan: bool, **settings: Any) -> None:
     """Serve a folder of pieces while you write them."""
+    try:
+        read_net(settings["net"])
+    except ValueError as error:
+        stop(f"--net: {error}")
     run(develop(settings, folder, lan), announce)
 
 

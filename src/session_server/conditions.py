@@ -3,7 +3,7 @@ seed repeats a run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
@@ -22,13 +22,72 @@ class Conditions:
     jitter: float = 0.0  # seconds: each datagram takes up to so much more or less, so they overtake each other
     loss: float = 0.0  # share of datagrams, 0 to 1
     duplicates: float = 0.0  # share of datagrams that arrive twice
+    reorder: float = 0.0  # share of datagrams that arrive without a delay, and so before others
     bandwidth: float = 0.0  # bytes per second; 0 = any number
 
     def __post_init__(self) -> None:
-        for name, most in (("delay", 60), ("jitter", 60), ("loss", 1), ("duplicates", 1), ("bandwidth", 1e12)):
+        for name, most in (
+            ("delay", 60),
+            ("jitter", 60),
+            ("loss", 1),
+            ("duplicates", 1),
+            ("reorder", 1),
+            ("bandwidth", 1e12),
+        ):
             value = getattr(self, name)
             if not 0 <= value <= most:
                 raise ValueError(f"{name} is {value}, expected 0 to {most:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class Net:
+    """Both directions of a client's network. Who has the same seed, seat and messages has the same luck."""
+
+    down: Conditions = Conditions()  # to the client
+    up: Conditions = Conditions()
+    seed: int = 0
+
+
+def symmetric(**conditions: float) -> Net:
+    return Net(Conditions(**conditions), Conditions(**conditions))
+
+
+MBIT: Final = 125_000.0  # bytes
+# `3g`, `4g` and `edge` are the figures of Loadero's network modes of these names; `train` has the loss, duplicates and
+# reordering that Perfecto calls a very unstable network. `wifi` (a crowded one) and the rest of `train` are guesses.
+PRESETS: Final = {
+    "wifi": symmetric(delay=0.005, jitter=0.02, loss=0.01, bandwidth=5 * MBIT),
+    "4g": Net(
+        Conditions(delay=0.045, jitter=0.005, loss=0.002, bandwidth=100 * MBIT),
+        Conditions(delay=0.045, jitter=0.015, loss=0.002, bandwidth=50 * MBIT),
+    ),
+    "3g": symmetric(delay=0.25, jitter=0.05, loss=0.005, bandwidth=1.2 * MBIT),
+    "train": symmetric(delay=0.1, jitter=0.08, loss=0.05, duplicates=0.05, reorder=0.2, bandwidth=1.5 * MBIT),
+    "edge": Net(
+        Conditions(delay=0.65, jitter=0.1, loss=0.01, bandwidth=0.2 * MBIT),
+        Conditions(delay=0.65, jitter=0.1, loss=0.01, bandwidth=0.26 * MBIT),
+    ),
+}
+UNITS: Final = {  # as they are written: milliseconds, per cent, kbit per second
+    "delay": 0.001, "jitter": 0.001, "loss": 0.01, "duplicates": 0.01, "reorder": 0.01, "bandwidth": 125.0,
+}  # fmt: skip
+
+
+def read_net(text: str) -> Net:
+    """`3g`, `delay=100,loss=5` or `3g,loss=10,seed=7`; nothing, or `off`: a good network. Raises ValueError."""
+    first, *others = text.split(",")
+    net = PRESETS.get(first, Net())
+    parts = others if first in PRESETS or first in {"", "off"} else [first, *others]
+    changes: dict[str, float] = {}
+    for part in parts:
+        name, _, value = part.partition("=")
+        if name not in {*UNITS, "seed"} or not value.replace(".", "", 1).isdecimal() or len(value) > 15:
+            known = f"{', '.join(PRESETS)}, or {', '.join(UNITS)} and seed with a number, as delay=100,loss=5"
+            raise ValueError(f"network is {text[:80]!r}, expected {known}")
+        changes[name] = float(value)
+    seed = int(changes.pop("seed", net.seed))
+    read = {name: value * UNITS[name] for name, value in changes.items()}
+    return Net(replace(net.down, **read), replace(net.up, **read), seed)
 
 
 class Path:
@@ -45,7 +104,7 @@ class Path:
         if left is None or self._happens(self.conditions.loss):
             return []
         copies = 2 if self._happens(self.conditions.duplicates) else 1
-        return [left + self._delay() for _ in range(copies)]
+        return [left if self._happens(self.conditions.reorder) else left + self._delay() for _ in range(copies)]
 
     def reliable(self, size: int, now: float) -> float:
         """When a write of `size` bytes has arrived. Nothing is lost; each loss costs a retransmission, twice as late as

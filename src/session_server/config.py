@@ -76,6 +76,7 @@ class Config:
     new_rooms_per_address: int = setting(32, "Rooms that one address may open per minute. 0 = no limit.")
 
     development: bool = False  # not a flag: what `dev` is, and `serve` is not
+    net: str = ""  # the bad network of all clients in development, as conditions.read_net reads it
     node: str = "n1"  # name of this process among others, once there are others
 
     def __post_init__(self) -> None:

@@ -14,6 +14,8 @@ from typing import Any, Final
 from msgspec import DecodeError, Struct
 from msgspec.json import decode
 
+from .conditioner import Conditioner
+from .conditions import PRESETS
 from .outbox import Link
 from .pieces import Pieces
 from .protocol import Close, piece_of
@@ -31,20 +33,32 @@ Lines = Callable[[int], Any]  # what was logged after the line of this number
 Node = list[Any]  # ["is", JSON], ["repr", text], or ["list" | "map", children, how many there are, type's name]
 
 
-class Command(Struct, forbid_unknown_fields=True):
-    """The body of a POST of the page: cut a client's links, as a network does; it may come back."""
+class Cut(Struct, forbid_unknown_fields=True, tag_field="do", tag="cut"):
+    """Cuts a client's links, as a network does; it may come back."""
 
     room: str
-    cut: int  # the client's id
+    client: int
+
+
+class Condition(Struct, forbid_unknown_fields=True, tag_field="do", tag="net"):
+    """Gives a client, or all of a room, a bad network (conditions.read_net), or a good one."""
+
+    room: str
+    net: str
+    client: int | None = None
+
+
+Command = Cut | Condition  # the body of a POST of the page
 
 
 class Desk:
     """All of the development page but its HTML."""
 
-    def __init__(self, rooms: Rooms, pieces: Pieces, lines: Lines, token: str) -> None:
+    def __init__(self, rooms: Rooms, pieces: Pieces, conditioner: Conditioner, lines: Lines, token: str) -> None:
         """`token` is another at each start: what the page sends with a command, since no other page can read it."""
         self._rooms = rooms
         self._pieces = pieces
+        self._conditioner = conditioner
         self._lines = lines
         self.token = token
 
@@ -53,6 +67,8 @@ class Desk:
         core = self._rooms.rooms.get(slug) if slug is not None else None
         return {
             "token": self.token,
+            "net": self._conditioner.net,
+            "nets": list(PRESETS),
             "pieces": [
                 {
                     "slug": piece.slug,
@@ -79,6 +95,7 @@ class Desk:
             "max_clients": kind.max_clients,
             "count": len(core.clients),
             "host": core.host,
+            "net": self._conditioner.rooms.get(core.slug, ""),
             "clients": [self._client(client) for client in islice(core.clients.values(), MAX_CLIENTS)],
         }
 
@@ -89,6 +106,7 @@ class Desk:
             "name": client.name,
             "handle": client.handle,
             "away": client.away,
+            "net": client.net or "",
             "links": [link_of(link) for link in client.links],
         }
 
@@ -98,13 +116,25 @@ class Desk:
             command = decode(body, type=Command)
         except DecodeError as error:
             raise ValueError(f"body is no command: {error}") from None
-        core = self._rooms.rooms.get(command.room)
-        client = None if core is None else core.clients.get(command.cut)
-        if core is None or client is None:
-            raise ValueError(f"nobody is client {command.cut} of room {command.room!r}")
         self._rooms.enter(now)
+        if isinstance(command, Cut):
+            self._cut(self._found(command.room, command.client))
+        elif command.client is None:
+            self._conditioner.set_room(command.room, command.net)
+        else:
+            self._conditioner.set_client(self._found(command.room, command.client), command.net)
+
+    def _found(self, slug: str, id: int) -> Client:
+        core = self._rooms.rooms.get(slug)
+        client = None if core is None else core.clients.get(id)
+        if client is None:
+            raise ValueError(f"nobody is client {id} of room {slug!r}")
+        return client
+
+    @staticmethod
+    def _cut(client: Client) -> None:
         for link in client.links[:1]:
-            core.drop(client, link, clean=False)
+            client.core.drop(client, link, clean=False)
             link.close(Close.GOING_AWAY, "cut at the development page")
 
 
@@ -140,20 +170,19 @@ class Painter:
             return ["is", value]
         if value is None or isinstance(value, bool) or is_number(value):
             return ["is", value]
-        if depth < MAX_DEPTH and self._left > 0:
-            if isinstance(value, Mapping):
-                return self._branch("map", value, ([brief(key), child] for key, child in value.items()), depth)
-            if is_dataclass(value) and not isinstance(value, type):
-                members = [field.name for field in fields(value) if hasattr(value, field.name)]
-                return self._branch("map", members, ([name, getattr(value, name)] for name in members), depth, value)
-            if isinstance(value, list | tuple | set | frozenset | deque):
-                return self._branch("list", value, ([None, child] for child in value), depth)
+        if isinstance(value, Mapping):
+            return self._branch("map", value, ([brief(key), child] for key, child in value.items()), depth)
+        if is_dataclass(value) and not isinstance(value, type):
+            members = [field.name for field in fields(value) if hasattr(value, field.name)]
+            return self._branch("map", members, ([name, getattr(value, name)] for name in members), depth, value)
+        if isinstance(value, list | tuple | set | frozenset | deque):
+            return self._branch("list", value, ([None, child] for child in value), depth)
         return ["repr", brief(value)]
 
     def _branch(self, kind: str, sized: Any, children: Iterable[list[Any]], depth: int, named: Any = None) -> Node:
         shown = []
         for key, child in islice(children, MAX_ITEMS):
-            if self._left <= 0:
+            if self._left <= 0 or depth >= MAX_DEPTH:
                 break
             shown.append([key, self.portray(child, depth + 1)])
         return [kind, shown, len(sized), type(sized if named is None else named).__name__]

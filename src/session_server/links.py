@@ -195,6 +195,7 @@ class SideLink(Channel[AnyPeer]):
 
     def opened(self, now: float) -> None:
         self.route = self.trust.route(now)
+        self.client.core.services.linked(self.client, self)
         self.client.core.outbox.attach(self.client, self)
 
     def ended(self, clean: bool) -> None:

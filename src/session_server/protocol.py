@@ -367,6 +367,7 @@ class Hello(Struct):
     token: str | None = None
     resume: str | None = None
     received: int = 0
+    net: str | None = None  # the bad network that its page wants to try, in development
 
 
 class Ask(Struct):
@@ -413,6 +414,7 @@ def decode_hello(found: AnyMessage) -> Hello:
         if len(hello.name) > MAX_NAME:
             raise ProtocolError(Close.POLICY, f"name of {len(hello.name)} characters, expected at most {MAX_NAME}")
         hello.name = "".join(c for c in hello.name if unicodedata.category(c)[0] != "C").strip() or None
+    hello.net = hello.net[:MAX_NAME] if hello.net else None
     if nested(hello.data) > MAX_NESTED:
         raise ProtocolError(Close.POLICY, f"data is nested more than {MAX_NESTED} deep")
     size = len(encode_json(hello.data))

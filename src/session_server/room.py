@@ -54,7 +54,7 @@ class User:
 class Client(Seat):
     """One seat in one room: what an author holds of somebody who plays."""
 
-    __slots__ = ("_grace", "_user", "beside", "core", "data", "lingers", "name")
+    __slots__ = ("_grace", "_user", "beside", "core", "data", "lingers", "name", "net")
 
     def __init__(self, id: int, core: RoomCore, meter: Meter, user: User | None, name: str | None, data: Any) -> None:
         super().__init__(id, meter)
@@ -62,6 +62,7 @@ class Client(Seat):
         self.data = data
         self.lingers = False  # its room shows it longer than it is here: set in on_leave, classic pages see no `left`
         self.beside = False  # the second wire of somebody who is here already (Dialect)
+        self.net: str | None = None  # its bad network, in development (conditioner.py)
         self.core = core  # the room below the author's instance
         self._user = user
         self._grace: Timer | None = None
@@ -299,6 +300,7 @@ class RoomCore:
         self._next_id += 1
         self.outbox.count_from_here(client)
         client.beside = link.dialect.beside
+        client.net = hello.net
         self.clients[client.id] = client
         self.services.totals.joins += 1
         if client.beside:
@@ -428,6 +430,7 @@ class RoomCore:
     def _connect(self, client: Client, link: Link) -> None:
         client._link = link
         client._behind = False
+        self.services.linked(client, link)
         self.outbox.place(client)
         if self.room_class.elects_host and not client.beside and (self.host is None or client.id < self.host):
             self.host = client.id

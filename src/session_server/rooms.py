@@ -67,12 +67,14 @@ class Rooms:
         hangup: Callable[[Client], None] = lambda client: None,
         claim: Callable[[str], int] = lambda slug: 1,
         release: Callable[[str, int], None] = lambda slug, epoch: None,
+        linked: Callable[[Client, Link], None] = lambda client, link: None,
     ) -> None:
         """`clock()` is the time for authors, `token()` gives an unguessable string. `wake(when)` asks for a call of run
         at `when`, or at the end of this tick if that has passed. `spawn(awaitable, seconds, done)` runs it and calls
         `done(value, error)`. `verify` returns the user of a token, or raises Refused. `publish` and
         `subscribe` join rooms by topics, `offer`, `answer` and `hangup` signal side links (see Services). `claim`
-        returns the epoch in which this node owns a slug, `release` says that the room is gone."""
+        returns the epoch in which this node owns a slug, `release` says that the room is gone. `linked` is told of each
+        link of a client, before anything is sent on it."""
         self.config = config
         self.timers = Timers(wake)
         self.totals = Totals()
@@ -102,6 +104,7 @@ class Rooms:
             publish,
             subscribe,
             clock,
+            linked,
         )
 
     # --- the loop -----------------------------------------------------------------------------------------------------

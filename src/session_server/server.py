@@ -20,17 +20,20 @@ from msgspec import MsgspecError
 
 from .addresses import announced, out_of_reach
 from .clock import Rota
+from .conditioner import Conditioner
 from .config import Config, ConfigError
 from .desk import Desk
 from .engine.memory import MemoryEngine
 from .handover import pack, unpack
 from .http import Site
 from .logs import Tail
+from .outbox import Link
 from .pieces import Pieces
 from .port import bind, bind_udp
 from .protocol import Close, Tickets
 from .reload import Reloader
 from .rfc6455 import refusal
+from .room import Client
 from .rooms import Rooms
 from .signalling import Signalling
 from .tasks import outcome
@@ -218,6 +221,7 @@ class Server:
             config.node, time.time_ns() // 1000, lambda error: log.error("fault in a subscriber", exc_info=error)
         )
         self.verifier = Verifier(config, log)
+        self._linked: Callable[[Client, Link], None] = lambda client, link: None
         self.rooms = Rooms(
             config,
             self.pieces,
@@ -234,6 +238,7 @@ class Server:
             hangup=lambda client: self.channels.hangup(client),
             claim=lambda slug: engine.claim(slug).epoch,
             release=engine.release,
+            linked=lambda client, link: self._linked(client, link),
         )
         self.reloader = Reloader(self.pieces, self.rooms, log, tells=config.development, clock=lambda: self.clock())
         self.websockets = WebSockets(config, self.rooms, self.clock, log, draining=lambda: self.draining)
@@ -255,7 +260,7 @@ class Server:
             state=self._state,
             connections=lambda: self.connections,
             signal=self.signalling.answer,
-            desk=Desk(self.rooms, self.pieces, log.kept.after, secrets.token_urlsafe()) if config.development else None,
+            desk=self._desk(log) if config.development else None,
         )
         self._listeners: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -264,6 +269,12 @@ class Server:
         self._due_now = self._running = False
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = 0.0
+
+    def _desk(self, log: Any) -> Desk:
+        """The development page, and bad networks for whoever develops."""
+        conditioner = Conditioner(self.rooms, lambda: self.clock(), log, self.config.net)
+        self._linked = conditioner.linked
+        return Desk(self.rooms, self.pieces, conditioner, log.kept.after, secrets.token_urlsafe())
 
     # --- life ---------------------------------------------------------------------------------------------------------
 

@@ -44,4 +44,5 @@ class Services:
     publish: Callable[[str, bytes], None]  # to all rooms, of all nodes, that have subscribed to a topic
     subscribe: Callable[[str, Callable[[bytes], None]], Callable[[], None]]  # what is returned ends it
     clock: Callable[[], float]  # for authors: an async handler goes on long after the call began that it answers
+    linked: Callable[[Any, Any], None] = lambda client, link: None  # a client has a new link, nothing was sent on it
     now: float = 0.0  # seconds, monotonic: when the call under way began

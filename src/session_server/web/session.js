@@ -665,7 +665,8 @@ class Room {
       opened: (link) => {
         const { name, data } = this.#options;
         const received = this.#resume && this.#received;
-        const json = JSON.stringify({ name, data, token, resume: this.#resume, received });
+        const net = new URLSearchParams(globalThis.location?.search).get("net") ?? undefined; // in development only
+        const json = JSON.stringify({ name, data, token, resume: this.#resume, received, net });
         link.send(textFrame("session:join", wellFormed(json)));
         this.#joinSent = seconds();
       },
