@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from playwright.async_api import Page
 
+from browser import in_chromium, page_fixture  # noqa: F401  (pytest finds the fixture `page` by it)
 from serving import V1, Peer, Serving, request, serving
 from session_server import cli
 from session_server.client import session
@@ -373,3 +375,18 @@ def test_a_data_channel_loses_and_nothing_reliable_is_lost() -> None:
         reliable, unreliable = asyncio.run(play(it.port))
         assert reliable == 101
         assert 30 < unreliable < 100
+
+
+FIELD = """<!doctype html><title>field</title><script type="module">
+import { session } from "/session.js";
+window.room = await session("field");
+</script>"""
+
+
+@in_chromium
+async def test_a_page_tries_the_network_that_its_url_names(page: Page) -> None:
+    with serving({"field.html": FIELD}, development=True) as it:
+        await page.goto(f"http://localhost:{it.port}/field?net=delay=40")
+        await page.wait_for_function("window.room?.id === 1")
+        assert is_slow(it, "field", 1) == read_net("delay=40")
+        await page.wait_for_function("room.links[0].rtt >= 0.07")  # two ways of 40 ms, but for the clock's grain
