@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path as File
 from random import Random
 from typing import Any
 
@@ -55,6 +56,20 @@ def test_what_is_no_network_is_one_line(text: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cli, "run", lambda settings, ready: pytest.fail("it is served"))
     said = CliRunner().invoke(cli.main, ["dev", "--net", text])
     assert said.exit_code == 2 and said.stderr.count("\n") == 1 and "expected" in said.stderr
+
+
+def test_the_table_for_readers_is_that_of_the_presets() -> None:
+    text = File(__file__).parent.parent.joinpath("docs", "how-to", "develop.md").read_text(encoding="utf-8")
+    rows = [
+        line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `") and line.count("|") == 9
+    ]
+    assert [row[0].strip("`") for row in rows] == list(PRESETS)
+    for (_, *figures), net in zip(rows, PRESETS.values(), strict=True):
+        down, up = net.down, net.up
+        jitter = dict.fromkeys(f"{one.jitter * 1000:g}" for one in (down, up))
+        shares = [f"{share * 100:g}" for share in (down.loss, down.duplicates, down.reorder)]
+        speeds = [f"{one.bandwidth / 125:.0f}" for one in (down, up)]
+        assert figures == [f"{down.delay * 1000:g}", ", ".join(jitter), *shares, *speeds]
 
 
 # --- one direction ----------------------------------------------------------------------------------------------------
