@@ -368,6 +368,36 @@ def test_helpers_of_two_folders_are_not_mixed_up(folder: Path) -> None:
     assert [answer_of(Pieces(folder / name), "a") for name in ("one", "two")] == [0, 1]
 
 
+def test_types_of_a_helper_work_when_other_pieces_were_loaded_since(folder: Path) -> None:
+    """They look their module up by name, when they are first used."""
+    write(
+        folder,
+        a_py="""
+            from session_server import Client, Room, on
+            from _shapes import Step
+
+            class A(Room):
+                @on("step")
+                def step(self, client: Client, content: dict) -> float:
+                    import msgspec
+                    return msgspec.convert(content, Step).to.x
+        """,
+        b_py=ANSWER.format(name="B", answer=1),
+        _shapes_py="""
+            from __future__ import annotations
+            import msgspec
+
+            class Step(msgspec.Struct):
+                to: Place
+
+            class Place(msgspec.Struct):
+                x: float
+        """,
+    )
+    play = Playing(Pieces(folder))
+    assert play.join("a").ask("step", {"to": {"x": 2.5}}).value == 2.5
+
+
 def test_pieces_come_and_go_and_become_relays(folder: Path) -> None:
     write(folder, a_py=ANSWER.format(name="A", answer=1))
     pieces = Pieces(folder)

@@ -9,6 +9,7 @@ import json
 import time
 import warnings
 from base64 import urlsafe_b64encode
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,7 +70,7 @@ def test_a_handle_is_a_string_or_nothing(handle: Any) -> None:
         claims(sub=None), claims(sub=""), claims(sub=7), claims(sub={"a": 1}), claims(exp=None), claims(exp=0),
         claims(exp=1), claims(exp="soon"), claims(exp=[1]), {"exp": -LEEWAY - 5}, {"nbf": LEEWAY + 60}, claims(iat="x"),
     ],
-    ids=str,
+    ids=count(),
 )  # fmt: skip
 def test_a_token_without_user_or_out_of_time_is_refused(payload: dict[str, Any]) -> None:
     if "handle" not in payload:  # seconds from now, and not from when this file was read

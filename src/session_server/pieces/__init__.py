@@ -30,7 +30,7 @@ ASSETS: Final = {
     ".mp3", ".ogg", ".wav", ".mp4", ".webm", ".woff2", ".wasm", ".glb",
 }  # fmt: skip
 BUILT_IN: Final = Path(__file__).parent
-HELPERS: Final[set[str]] = set()  # names of modules that the piece loaded last has imported from its folder
+HELPERS: Final[set[str]] = set()  # names of modules that pieces have imported from their folders
 
 Stamp = tuple[int, int]  # by which an edited file is known: nanoseconds of its last change, bytes
 
@@ -217,22 +217,21 @@ def load_class(slug: str, path: Path) -> tuple[type[Room], list[Path]]:
 def fresh_imports(folder: Path) -> Iterator[Callable[[], list[Path]]]:
     """Modules of this folder are imported anew within, not those that another piece has; yields which they are."""
     folder = folder.absolute()  # as they say where they are from
-    for name in HELPERS & set(sys.modules):
-        del sys.modules[name]
-    HELPERS.clear()
+    others = {name: sys.modules.pop(name) for name in HELPERS & set(sys.modules)}
     importlib.invalidate_caches()
     writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # a cache is known by seconds, edits are faster
     sys.path.append(str(folder))
     before = set(sys.modules)
 
-    def files() -> list[Path]:
-        HELPERS.update(name for name in set(sys.modules) - before if is_below(sys.modules[name], folder))
-        return [Path(str(sys.modules[name].__file__)) for name in HELPERS]
+    def mine() -> list[str]:
+        return [name for name in set(sys.modules) - before if is_below(sys.modules[name], folder)]
 
     try:
-        yield files
+        yield lambda: [Path(str(sys.modules[name].__file__)) for name in mine()]
     finally:
-        files()
+        HELPERS.update(mine())
+        for name, module in others.items():  # types in them look their module up by its name, perhaps much later
+            sys.modules.setdefault(name, module)
         sys.path.remove(str(folder))
         sys.dont_write_bytecode = writes
 
