@@ -18,7 +18,7 @@ from serving import V1, Peer, Serving, request, serving
 from session_server import cli
 from session_server.client import session
 from session_server.clock import Timers
-from session_server.conditioner import HIGH, LOW, Lane, SlowPeer, SlowWire
+from session_server.conditioner import HIGH, LOW, MAX_DATAGRAMS, Lane, SlowPeer, SlowWire
 from session_server.conditions import MBIT, PRESETS, Conditions, Net, Path, read_net
 
 DESK = "/status/development"
@@ -183,6 +183,18 @@ def test_a_good_network_changes_nothing_and_stun_passes_any() -> None:
     assert world.seen == [(0, b"\1stun")]
 
 
+def test_datagrams_that_are_too_many_are_lost() -> None:
+    world = World()
+    slow = SlowPeer(FakePeer(world), world.path(delay=60), world.path(), world.timers, lambda: None)
+    for _ in range(MAX_DATAGRAMS + 10):
+        slow.receive(b"\x17", None, 0)
+    world.until(100)
+    assert len(world.seen) == MAX_DATAGRAMS
+    slow.receive(b"\x17", None, world.now)
+    world.until(200)
+    assert len(world.seen) == MAX_DATAGRAMS + 1
+
+
 # --- a connection between its transport and its protocol --------------------------------------------------------------
 
 
@@ -301,7 +313,10 @@ def is_slow(site: Serving, room: str, id: int) -> Net | None:
     """The network of a client's WebSocket."""
 
     def look() -> Net | None:
-        wire = site.server.rooms.rooms[room].clients[id].links[0]._transport  # type: ignore[attr-defined]
+        client = site.server.rooms.rooms[room].clients[id]
+        wire = client.links[0]._transport  # type: ignore[attr-defined]
+        assert client._stream is not None
+        assert getattr(client._stream.members[client], "__self__", None) is wire, "what it is sent goes another way"
         return Net(wire.down.conditions, wire.up.conditions) if isinstance(wire, SlowWire) else None
 
     return site.call(look)

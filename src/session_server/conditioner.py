@@ -87,17 +87,15 @@ class Lane:
     def __init__(self, path: Path, timers: Timers, clock: Callable[[], float]) -> None:
         self._path, self._timers, self._clock = path, timers, clock
         self._held: deque[tuple[float, int, Callable[[], object]]] = deque()
-        self._last = 0.0  # when what was sent last arrives
         self._timer: Timer | None = None
         self.size = 0  # bytes under way
 
     def send(self, size: int, arrive: Callable[[], object]) -> None:
-        now = self._clock()
-        self._last = max(self._last, self._path.reliable(size, now))
-        self._held.append((self._last, size, arrive))
+        when = self._path.reliable(size, self._clock())
+        self._held.append((when, size, arrive))  # it may be there before what was sent before, and waits for that
         self.size += size
         if self._timer is None:
-            self._timer = self._timers.at(self._last, self._run)
+            self._timer = self._timers.at(when, self._run)
 
     def _run(self, now: float) -> None:
         self._timer = None
