@@ -450,7 +450,8 @@ static void play(void) { /* open loop */
     ended = sample(options.watch, options.cores);
     gap = 0;
     uint64_t before = 0;
-    for (int round = 0; round < 10 && before != deliveries; round++) { /* what was due, and is still under way */
+    for (int round = 0, still = 0; round < 10 && still < 3; round++) { /* what was due, and is still under way */
+        still = before == deliveries ? still + 1 : 0;
         before = deliveries;
         run_for(0.1);
     }
