@@ -69,12 +69,14 @@ class Terminal:
 
 
 @contextmanager
-def terminal(folder: Path, *flags: str, tty: bool = True, **variables: str) -> Iterator[Terminal]:
+def terminal(
+    folder: Path, *flags: str, tty: bool = True, before: tuple[str, ...] = (), **variables: str
+) -> Iterator[Terminal]:
     """`tty`: it is in the foreground of a terminal of its own, as with a shell; else it writes to a pipe."""
     clean = {name: value for name, value in os.environ.items() if name not in {"PORT", "NO_COLOR"}}
     screen, its = pty.openpty() if tty else os.pipe()
     program = subprocess.Popen(
-        [*(["setsid", "-c"] if tty else []), PROGRAM, str(folder), "--port", "0", *flags],
+        [*(["setsid", "-c"] if tty else []), *before, PROGRAM, str(folder), "--port", "0", *flags],
         stdin=its if tty else subprocess.DEVNULL, stdout=its, stderr=its,
         env=clean | {"TERM": "xterm-256color", "XDG_STATE_HOME": str(folder)} | variables,
     )  # fmt: skip
@@ -112,6 +114,18 @@ def test_a_closed_terminal_ends_it_too(tmp_path: Path) -> None:
         os.close(it.screen)
         assert peer.closed() == 1012
         peer.close(1012)
+        assert it.ends() == 0
+
+
+def ignores_hangup(process: int) -> bool:
+    found = re.search(r"^SigIgn:\s*([0-9a-f]+)$", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+    return found is not None and bool(int(found[1], 16) & 1)
+
+
+def test_nohup_lets_it_go_on_without_its_terminal(tmp_path: Path) -> None:
+    with terminal(tmp_path, tty=False, before=("nohup",)) as it:
+        assert ignores_hangup(it.program.pid)  # the server below it has a session of its own, without a terminal
+        it.program.send_signal(signal.SIGTERM)
         assert it.ends() == 0
 
 

@@ -24,12 +24,14 @@ from .port import bind_udp
 
 INHERITED: Final = "SESSION_SERVER_INHERITED"  # three lists of file descriptors: TCP, UDP; and the rooms, a pipe
 HAND_OVER: Final = signal.SIGUSR1
+PROGRAMS: Final = frozenset({"ac-session", "session-server", "-c"})
 PACKAGE: Final = Path(__file__).parent
 
 
 def is_written_here() -> bool:
-    """The server runs from a checkout: its own code may be edited."""
-    return not PACKAGE.is_relative_to(sysconfig.get_paths()["purelib"])
+    """The server runs from a checkout, so its own code may be edited, and by a command that can be run once more: a
+    test that calls it would begin itself again."""
+    return Path(sys.argv[0]).name in PROGRAMS and not PACKAGE.is_relative_to(sysconfig.get_paths()["purelib"])
 
 
 class Inherited:
@@ -92,7 +94,8 @@ class Keeper:
         """Until the server ends by itself, or is told to; its exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._stop)
+            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup goes on
+                loop.add_signal_handler(number, self._stop)
         edits = awatch(PACKAGE, watch_filter=PythonFilter(), step=30, rust_timeout=1000)
         served = False  # the first must come up by itself
         life, held = os.pipe()
