@@ -161,6 +161,34 @@ def test_when_on_create_fails_there_is_no_room_and_nothing_of_it_stays(fault: Ba
     assert held == set(), "nobody owns it"
 
 
+def test_when_an_async_on_create_fails_the_room_ends_and_the_next_is_made_anew() -> None:
+    ran: list[str] = []
+
+    class Late(Room):
+        async def on_create(self) -> None:
+            await sleep(1)
+            if not ran:
+                ran.append("broken")
+                raise RuntimeError("broken")
+
+        def on_join(self, client: Client) -> None:
+            ran.append("join")
+
+        def on_leave(self, client: Client, reason: str) -> None:
+            ran.append("leave")
+
+    play = Playing({"field": Late})
+    ada = play.join()
+    assert ada.closed is None and ran == [], "hooks wait for on_create"
+    play.advance(2)
+    assert ada.closed is not None and ada.closed[0] == Close.FAILED
+    assert play.rooms.rooms == {} and play.faults == 1
+    assert ran == ["broken"], "no code runs in a room that was not made"
+    bob = play.join()
+    play.advance(2)
+    assert bob.closed is None and ran == ["broken", "join"]
+
+
 @pytest.mark.parametrize("fault", [RuntimeError("broken"), SystemExit(1)])
 def test_when_the_class_cannot_be_made_nobody_gets_in_and_the_others_live_on(fault: BaseException) -> None:
     class Broken(Room):
@@ -754,7 +782,13 @@ def test_an_async_handler_that_takes_too_long_is_ended_and_the_room_goes_on() ->
 
 
 @pytest.mark.parametrize(
-    ("fault", "code"), [(Refused("no"), "refused"), (RuntimeError("secret"), "failed"), (SystemExit(2), "failed")]
+    ("fault", "code"),
+    [
+        (Refused("no"), "refused"),
+        (RuntimeError("secret"), "failed"),
+        (TimeoutError("of a library of theirs"), "failed"),
+        (SystemExit(2), "failed"),
+    ],
 )
 def test_an_async_handler_that_raises_is_an_error_and_the_room_goes_on(fault: BaseException, code: str) -> None:
     play, ada, bob, room = slow()
@@ -1400,6 +1434,15 @@ def test_a_ping_over_the_rate_is_answered() -> None:
     for n in range(9):
         ada.send("move", n, reliable=False)
     assert ada.ping()["received"] == 9
+
+
+def test_who_is_over_the_rate_may_leave() -> None:
+    play = Playing(message_rate=4, message_burst=4)
+    ada, bob = play.join(), play.join()
+    for n in range(9):
+        ada.send("move", n)
+    ada.leave()
+    assert ada.closed == (Close.NORMAL, "") and len(play.room().clients) == 1 and bob.closed is None
 
 
 def flood(play: Playing, player: Player, per_second: int, seconds: float) -> float | None:
