@@ -89,6 +89,17 @@ def test_loss_follows_what_is_missing() -> None:
     assert trust.loss == pytest.approx(0.2, abs=0.01)
 
 
+def test_what_arrives_with_the_next_acknowledgement_was_not_lost() -> None:
+    trust = Trust()
+    received = 0
+    for second in range(51):
+        for _ in range(10):
+            trust.sent(float(second))
+        received += 6 if second % 2 else 14 if second else 4
+        trust.acked(received, second + 0.5)
+    assert trust.loss < 0.1
+
+
 def test_an_idle_link_is_probed_once_a_second_unless_it_was_given_up() -> None:
     trust = Trust()
     assert trust.wants_probe(5.0)

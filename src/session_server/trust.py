@@ -28,11 +28,13 @@ class Trust:
 
     __slots__ = (
         "_acked",
+        "_acked_lately",
         "_proven",
         "_rejected_until",
         "_sent",
         "_sent_at",
         "_sent_by_ack",
+        "_sent_lately",
         "_waits_since",
         "loss",
         "rtt",
@@ -43,6 +45,7 @@ class Trust:
         self._sent_at = 0.0  # the last one
         self._acked = 0  # of them, by the last acknowledgement
         self._sent_by_ack = 0  # when it came
+        self._sent_lately = self._acked_lately = 0.0
         self._waits_since: float | None = None  # when the first message after the last acknowledgement was sent
         self._proven = False
         self._rejected_until = 0.0
@@ -60,8 +63,11 @@ class Trust:
         than before: such a claim is ignored."""
         if not self._acked < received <= self._sent:
             return
-        lost = 1 - (received - self._acked) / max(1, self._sent - self._sent_by_ack)
-        self.loss += (max(0.0, lost) - self.loss) * 0.2
+        # Of late, each acknowledgement counting a fifth less than the next. Not share by share: what comes with the
+        # next one instead would count as lost, and never as found.
+        self._sent_lately += self._sent - self._sent_by_ack - 0.2 * self._sent_lately
+        self._acked_lately += received - self._acked - 0.2 * self._acked_lately
+        self.loss = max(0.0, 1 - self._acked_lately / self._sent_lately) if self._sent_lately else 0.0
         self._acked, self._sent_by_ack = received, self._sent
         self._proven = now >= self._rejected_until  # else it is of a time before the doubt, and proves nothing of now
         self._waits_since = None  # what is under way may be lost, and that is no sign of death: the next one counts
