@@ -647,6 +647,7 @@ async def test_the_page_of_a_healthy_server(site: Serving, page: Page) -> None:
     assert all(level == "ok" for name, level in said.items() if name not in {"messages", "datagrams"})
     assert {said["messages"], said["datagrams"]} <= {"ok", "warning"}, "how fast this computer is, is no question"
     assert await page.locator("#plot circle.UDP").count() > 0
+    assert await page.locator("#plot circle[cx=NaN]").count() == 0, "each dot has its place"
     await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     await page.locator("#copy").click()
     await expect(page.locator("#copy")).to_have_text("Copied")
