@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import fields
+from functools import lru_cache, partial
 from importlib.metadata import version
 from ipaddress import ip_address
 from pathlib import Path
@@ -92,6 +93,7 @@ class Site:
         self._signal = signal
         self._desk = desk
         self._proxies: tuple[Network, ...] = config.proxies()
+        self._discovered = lru_cache(maxsize=1024)(partial(discover, config))
         self._started = clock()
         self._version = version("session-server")
         self._totals = self._registry(process=False)
@@ -155,14 +157,14 @@ class Site:
     def _discover(self, request: web.BaseRequest, target: str) -> Answer:
         """`GET /session/{slug}`: where the room is. Opens none."""
         try:
-            told = discover(self._config, self._scheme(request), request.headers.get("Host", ""), target)
+            place = self._discovered(self._scheme(request), request.headers.get("Host", ""), target)
         except ValueError as error:
             return text(400, str(error))
-        slug = told["room"]
+        slug = place["room"]
         state = self._room_state(slug)
         if state != "Ready" and "service" in request.query:  # old pages wait for ever on any state but Ready
             return text(503, f"session server is {state.lower()}")
-        told |= {"state": state, "node": self._config.node, "ticket": self._tickets.issue(slug, self._clock())}
+        told = place | {"state": state, "node": self._config.node, "ticket": self._tickets.issue(slug, self._clock())}
         return as_json(told if state == "Ready" else told | {"retry": RETRY_MS})
 
     def _room_state(self, slug: str) -> str:
