@@ -731,13 +731,18 @@ async def test_a_browser_that_makes_no_data_channel_joins_all_the_same(page: Pag
 
 
 @in_chromium
-async def test_an_error_that_nobody_hears_is_in_the_console(page: Page, peer: ScriptedPeer) -> None:
+async def test_errors_are_heard_but_those_of_the_data_channel(page: Page, peer: ScriptedPeer) -> None:
     link = await join(page, peer)
     await link.send("session:error", {"code": "invalid", "reason": "full", "type": "session:answer"})  # is not heard
     await link.send("session:error", {"code": "invalid", "reason": "2 numbers", "type": "move"})
     assert await hear(page, "session:error") == {"code": "invalid", "reason": "2 numbers", "type": "move"}
+
+
+@in_chromium
+async def test_an_error_that_nobody_hears_is_in_the_console(page: Page, peer: ScriptedPeer) -> None:
     await start(page, peer)
     link = await peer.link()
+    await link.joins()
     async with page.expect_console_message() as message:
         await link.send("session:error", {"code": "malformed", "reason": "no join"})
     assert (await message.value).text == "session.js: malformed: no join"
