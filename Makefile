@@ -9,9 +9,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-TESTS = $(BIN)/python -m pytest
-NONE_SELECTED = 5
-
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 .PHONY: help setup run test check bench docs conformance lock clean
@@ -27,8 +24,7 @@ run: $(VENV)/.run ## serve the example pieces on http://localhost:8889
 test: $(VENV)/.dev ## run all tests, in a real Chromium too
 	@scripts/ensure-chromium >/dev/null
 	@scripts/ensure-geckos
-	@$(TESTS) -n auto --maxprocesses 4 --dist loadfile -m "not alone" $(ARGS) || test $$? -eq $(NONE_SELECTED)
-	@$(TESTS) -m alone $(ARGS) || test $$? -eq $(NONE_SELECTED)
+	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.dev node_modules/.package-lock.json ## format, lint and types, of the browser client too
 	$(BIN)/ruff format --check .

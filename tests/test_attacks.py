@@ -575,7 +575,6 @@ HEAVY: dict[str, Callable[[Serving, threading.Event], None]] = {
 }  # fmt: skip
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("name", list(HEAVY))
 def test_the_bystander_does_not_wait_while_the_server_is_hammered(name: str, places: Places) -> None:
     """Its round trips are compared with a control run just before, twice if the first comparison fails."""
@@ -611,7 +610,6 @@ def paced(bystander: Bystander, seconds: float) -> list[float]:
 # --- what is not a row ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.alone
 def test_300_slow_heads_hold_nobody_up_and_are_all_cut(places: Places) -> None:
     there = places({})
     control = statistics.median(paced(there.bystander, 0.2))

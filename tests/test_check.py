@@ -636,7 +636,6 @@ async def visited(page: Page, site: Serving) -> dict[str, str]:
     return {await line.locator("b").inner_text(): await line.get_attribute("class") or "" for line in lines}
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(60)
 @in_chromium
 async def test_the_page_of_a_healthy_server(site: Serving, page: Page) -> None:
