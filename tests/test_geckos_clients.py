@@ -215,7 +215,7 @@ async def test_from_another_origin_that_may(page: Page) -> None:
         await page.evaluate(
             """async (authorization) => {
                 window.channel = await connect({ url: "http://127.0.0.1", authorization });
-                channel.emit("tv", 1);
+                channel.emit("tv", 1, { reliable: true });
             }""",
             ticket,
         )
