@@ -248,6 +248,19 @@ def test_no_admin_token_means_nobody_is_admin() -> None:
             assert "rooms" not in site.get("/status", {"Authorization": value}).json
 
 
+def test_the_version_of_a_piece_rises_when_it_is_edited(tmp_path: Path) -> None:
+    code = tmp_path / "field.py"
+    code.write_text("from session_server import Room\nclass Field(Room): ...", encoding="utf-8")
+    with serving(tmp_path, admin_token=TOKEN) as site:
+        versions = []
+        for answer in (1, 2):
+            told = site.get("/status", {"Authorization": f"Bearer {TOKEN}"}).json
+            versions += [piece["version"] for piece in told["pieces"] if piece["slug"] == "field"]
+            code.write_text(f"from session_server import Room\nclass Field(Room):\n    x = {answer}", encoding="utf-8")
+            site.call(site.server.reload)
+        assert versions == [1, 2]
+
+
 # --- every answer -----------------------------------------------------------------------------------------------------
 
 

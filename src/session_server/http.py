@@ -192,8 +192,14 @@ class Site:
         told = self._summary()
         if self._may_see_details(request) and is_own_page(request):
             told["pieces"] = [
-                {"slug": p.slug, "page": p.page is not None, "code": p.code is not None, "error": p.error}
-                for p in self._pieces.table.values()
+                {
+                    "slug": piece.slug,
+                    "page": piece.page is not None,
+                    "code": piece.code is not None,
+                    "version": piece.version,  # how often its code was loaded
+                    "error": piece.error,
+                }
+                for piece in self._pieces.table.values()
             ]
             told["rooms"] = [
                 {"slug": core.slug, "clients": len(core.clients), "people": len(core.presence)} for core in self._rooms
