@@ -122,7 +122,7 @@ class RunFile:
             return None
         return None
 
-    def ask_to_stop(self, sleep: Callable[[float], None] = time.sleep) -> bool:
+    def ask_to_stop(self) -> bool:
         """Asks its holder; whether it has gone."""
         process = self.holder()
         if process is None:
@@ -132,7 +132,7 @@ class RunFile:
         for _ in range(int(MAKES_ROOM_WITHIN / LOOK_EVERY)):
             if self.holder() is None:
                 return True
-            sleep(LOOK_EVERY)
+            time.sleep(LOOK_EVERY)
         return False
 
 
