@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -106,6 +107,14 @@ class Player:
 
     def _resumed(self, content: dict[str, bool], message: Message) -> None:
         self.resumed.put_nowait(content["recovered"])
+
+
+def test_who_keeps_the_sockets_does_without_the_server() -> None:
+    """It is started first, so whoever starts `ac-session` waits for all that it imports."""
+    code = "import sys, session_server.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    assert "session_server.keeper" in loaded
+    assert {"session_server.server", "session_server.room", "aiohttp", "cryptography"}.isdisjoint(loaded)
 
 
 @patiently

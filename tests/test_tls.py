@@ -23,7 +23,7 @@ from playwright.async_api import Page
 
 from browser import chromium, in_chromium
 from serving import V1, Log, Peer, Serving, read_answers, request, serving, upgrade_head
-from session_server.config import Config, ConfigError
+from session_server.config import Config, ConfigError, state_folder
 from session_server.tls import (
     RENEWED_BEFORE,
     VALID_FOR,
@@ -32,7 +32,6 @@ from session_server.tls import (
     make,
     names_of,
     self_signed,
-    state_folder,
 )
 
 NOW = datetime.now(UTC)

@@ -1,4 +1,8 @@
-"""The commands. Flags are made from `config.Config`; a setting that cannot work is one clear line and exit code 2."""
+"""The commands. Flags are made from `config.Config`; a setting that cannot work is one clear line and exit code 2.
+
+What is slow to import is imported by whoever needs it: a command line that cannot work is told at once, and the
+process that keeps the sockets (see `keeper`) does without the server.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +19,20 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from .conditions import PRESETS, read_net
 from .config import Config, ConfigError, flag_of, flags, origin_of
 from .dev import announce, create, develop, watch
-from .findings import Finding, Level
 from .keeper import Inherited, Keeper, is_written_here
 from .logs import make_log
 from .port import claim
-from .server import Server
+
+if TYPE_CHECKING:
+    from .findings import Finding
+    from .server import Server
 
 ENVIRONMENT = "SESSION_SERVER_"
 
@@ -115,7 +121,8 @@ def check(url: str, origin: str | None, long: bool, as_json: bool) -> None:
     URL is https://HOST, or https://HOST/session/SLUG to join that room, too. Exit code 1 if anything fails, 2 if the
     URL cannot be used.
     """
-    from .check import Doctor, Target  # here, as `serve` needs none of it
+    from .check import Doctor, Target
+    from .findings import Level
 
     try:
         target = Target.of(url)
@@ -183,10 +190,10 @@ def load(url: str, yes: bool, **plan: Any) -> None:
 
 
 MARKS = {
-    Level.OK: ("✓", "green"),
-    Level.WARNING: ("!", "yellow"),
-    Level.FAILED: ("✗", "red"),
-    Level.SKIPPED: ("-", None),
+    "ok": ("✓", "green"),
+    "warning": ("!", "yellow"),
+    "failed": ("✗", "red"),
+    "skipped": ("-", None),
 }
 
 
@@ -251,6 +258,8 @@ async def live(config: Config, log: Any, ready: Callable[[Server, str], None]) -
         sockets, held = claim(config, lambda line: click.echo(line, err=True))  # `held` is, until this ends
         if is_written_here():
             sys.exit(await Keeper(config, sockets, log).run())
+    from .server import Server
+
     server = Server(config, log)
     errors = server.pieces.errors()
     if errors and not config.development:

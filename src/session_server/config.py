@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from math import inf
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -153,6 +155,15 @@ def origin_of(url: str) -> str | None:
         return None
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}" + ("" if port in {None, 80 if parts.scheme == "http" else 443} else f":{port}")
+
+
+def state_folder() -> Path:
+    """Of this user, as the XDG Base Directory Specification has it. Raises ConfigError."""
+    try:
+        base = Path(os.environ.get("XDG_STATE_HOME", ""))
+        return (base if base.is_absolute() else Path.home() / ".local" / "state") / "session-server"
+    except RuntimeError:
+        raise ConfigError("this user has no home folder to keep state in; set XDG_STATE_HOME") from None
 
 
 LIMITS = (

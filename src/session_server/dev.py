@@ -7,15 +7,16 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from watchfiles import awatch
 
 from .addresses import own_addresses
 from .config import ConfigError
-from .pieces import BUILT_IN, name_error
-from .server import Server
+
+if TYPE_CHECKING:
+    from .server import Server
 
 QUIET_FOR: Final = 30  # milliseconds without another edit, then what was saved is taken over
 STUCK_AFTER: Final = 0.5  # seconds from Ctrl+C
@@ -85,6 +86,8 @@ async def watch(server: Server) -> None:
 
 def create(name: str, folder: Path) -> list[Path]:
     """Writes a small piece that works, to start from. Raises ConfigError."""
+    from .pieces import BUILT_IN, name_error  # seldom needed, and slow to import
+
     files = [folder / f"{name}.py", folder / f"{name}.html"]
     if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
         raise ConfigError(f"{name!r} is no name for a piece, expected small letters, digits, - and _")

@@ -17,8 +17,7 @@ from typing import IO, Final
 from urllib.parse import urlsplit
 
 from .addresses import is_loopback
-from .config import Config, ConfigError
-from .tls import state_folder
+from .config import Config, ConfigError, state_folder
 
 MAKES_ROOM_WITHIN: Final = 5.0  # seconds
 LOOK_EVERY: Final = 0.05  # seconds

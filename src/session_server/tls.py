@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from .addresses import ELSEWHERE, source_to
-from .config import Config, ConfigError
+from .config import Config, ConfigError, state_folder
 
 VALID_FOR: Final = timedelta(days=365)  # Apple's systems refuse more than 398
 RENEWED_BEFORE: Final = timedelta(days=30)  # before its end
@@ -168,12 +168,3 @@ def names_of(config: Config) -> frozenset[str]:
     elif config.host:
         names.add(config.host)
     return frozenset(name for name in names if name and name.isascii())
-
-
-def state_folder() -> Path:
-    """Of this user, as the XDG Base Directory Specification has it. Raises ConfigError."""
-    try:
-        base = Path(os.environ.get("XDG_STATE_HOME", ""))
-        return (base if base.is_absolute() else Path.home() / ".local" / "state") / "session-server"
-    except RuntimeError:
-        raise ConfigError("this user has no home folder to keep state in; set XDG_STATE_HOME") from None
