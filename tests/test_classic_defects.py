@@ -17,7 +17,7 @@ import session_server
 from playing import Pipe, Player, Playing
 from serving import CLASSIC, Serving, request, serving
 from session_server.geckos import BESIDE
-from session_server.links import PACK, unpack
+from session_server.links import PACK, apart, unpack
 from session_server.protocol import Hello
 from test_lobby import CODE, in_field, listed, lobby, page, quiet, watching
 
@@ -61,7 +61,7 @@ class Channel:
         self.client = client
 
     def write(self, blob: bytes) -> None:
-        self.frames += [json.loads(frame) for _, frame in unpack(blob)]
+        self.frames += [json.loads(unpack(packed)[1]) for packed in apart(blob)]
 
     def close(self, code: int, reason: str) -> None: ...
 

@@ -16,7 +16,7 @@ from serving import V1, Serving, serving
 from session_server.links import GeckosLink
 from session_server.rtc import sdp
 from session_server.signalling import HEADERS, OFFER_LIFE, Offers, as_bytes, as_letters
-from session_server.transports.datachannel import CALM, TICK
+from session_server.transports.datachannel import CALM
 
 UNKNOWN = "A" * 24
 
@@ -514,7 +514,8 @@ def test_who_answers_and_then_says_nothing_is_given_up(site: Serving) -> None:
     with GeckosPeer(site):
         assert len(site.server.channels) == 1
         site.clock.ahead += 14
-        site.until(lambda: site.server.channels._turn * TICK > site.clock() - 1)
+        ticks = site.server.channels._ticks
+        site.until(lambda: site.server.channels._ticks > ticks + CALM)
         assert len(site.server.channels) == 1
         site.clock.ahead += 2
         site.until(lambda: len(site.server.channels) == 0)
@@ -550,7 +551,7 @@ def test_channels_that_come_and_go_leave_nothing_behind(site: Serving) -> None:
     signal(site, CONNECTIONS)  # what was remembered of answers is forgotten with the next
     with GeckosPeer(site) as peer:
         peer.open()
-    site.until(lambda: len(site.server.channels) == 0)
+    site.until(lambda: len(site.server.channels) == 0 and not site.server.channels._busy)
     assert site.call(lambda: held(site)) == state | {"rooms": 1, "spent": 1}
 
 
@@ -560,12 +561,16 @@ def test_a_calm_channel_is_looked_at_seldom(site: Serving, monkeypatch: pytest.M
         peer.emit("tv", 1)
         peer.hears('{"tv":1}')
         channels = site.server.channels
-        site.until(lambda: not channels._restless)
-        looks: list[float] = []
-        monkeypatch.setattr(GeckosLink, "look", lambda channel, now: looks.append(now))
-        turn = site.call(lambda: channels._turn)
-        site.until(lambda: channels._turn >= turn + 2 * CALM)
-        assert 1 <= len(looks) <= CALM // 2, "fifty, if it were looked at in each turn"
+        looks: list[int] = []
+        monkeypatch.setattr(GeckosLink, "look", lambda channel, now: looks.append(channels._ticks))
+        start = site.call(lambda: channels._ticks)
+
+        def calm() -> bool:
+            """Of the last fifty ticks it was looked at in few."""
+            since = channels._ticks - 2 * CALM
+            return since >= start and 1 <= sum(tick > since for tick in looks) <= 4
+
+        site.until(calm)
 
 
 def held(site: Serving) -> dict[str, int]:
@@ -574,7 +579,7 @@ def held(site: Serving) -> dict[str, int]:
         "channels": len(channels),
         "early": len(channels._early),
         "addresses": len(channels._by_address) + len(channels._per_address),
-        "planned": sum(map(len, channels._turns.values())) + len(channels._restless) + len(channels._dirty),
+        "planned": sum(map(len, channels._turns)) + len(channels._busy) + len(channels._dirty),
         "spent": len(signalling._offers._spent),
         "used": len(signalling._tickets._used),
         "rooms": len(site.server.rooms.rooms),

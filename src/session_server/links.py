@@ -57,9 +57,6 @@ class Peer(Protocol):
     def push(self, frame: Any, now: float, reliable: bool = False) -> bool:
         """False if it cannot be sent, and then it is lost."""
 
-    def push_all(self, batch: Any, now: float) -> int:
-        """Of what may be lost; returns by how many more messages are on their way, those subtracted that were shed."""
-
 
 AnyPeer = TypeVar("AnyPeer", bound=Peer)
 
@@ -71,7 +68,11 @@ class Channels(Protocol):
     rooms: Rooms
 
     def frames(self, blob: bytes) -> tuple[Any, Sequence[Any]]:
-        """Those of a blob that may be lost, for `Peer.push_all`, and the others, for `Peer.push`."""
+        """Those of a blob that may be lost, for `push`, and the others, for `Peer.push`."""
+
+    def push(self, channel: Any, batch: Any, now: float) -> int:
+        """Sends what may be lost; returns by how many more messages are on their way, those subtracted that were
+        shed."""
 
     def mark(self, channel: Any) -> None:
         """It has something to send."""
@@ -87,7 +88,7 @@ class Channels(Protocol):
 
 
 def pack(dialect: Dialect, message: AnyMessage) -> bytes | None:
-    """Kind 1 byte, length 4 bytes big endian, the frame: joined frames can be taken apart again (`unpack`)."""
+    """Kind 1 byte, length 4 bytes big endian, the frame: joined, they can be taken `apart` again."""
     payload = dialect.encode(message)
     if payload is None:
         return None
@@ -95,14 +96,18 @@ def pack(dialect: Dialect, message: AnyMessage) -> bytes | None:
     return b"%c%b%b" % (kind, len(payload).to_bytes(4, "big"), payload)
 
 
-def unpack(blob: bytes) -> Iterator[tuple[bool, str | bytes]]:
-    """Each frame, and whether it is reliable."""
+def apart(blob: bytes) -> Iterator[bytes]:
+    """Each packed message."""
     at = 0
     while at < len(blob):
-        end = at + 5 + int.from_bytes(blob[at + 1 : at + 5], "big")
-        payload, kind = blob[at + 5 : end], blob[at]
-        yield bool(kind & RELIABLE), payload if kind & BINARY else payload.decode()
-        at = end
+        start, at = at, at + 5 + int.from_bytes(blob[at + 1 : at + 5], "big")
+        yield blob[start:at]
+
+
+def unpack(packed: bytes) -> tuple[bool, str | bytes]:
+    """Whether a packed message is reliable, and its frame."""
+    kind, payload = packed[0], packed[5:]
+    return bool(kind & RELIABLE), payload if kind & BINARY else payload.decode()
 
 
 PACK: Final[dict[Dialect, Callable[[Any], bytes | None]]] = {
@@ -135,7 +140,7 @@ class Channel(Generic[AnyPeer]):
         self.deaf_until = 0.0
         self.heard = 0.0  # when something last came from an address that is its own
         self.is_open = False
-        self.turn = 0  # of the transport's timer, in which its peer has something to do
+        self.turn = 0  # of the transport's timer, in which it is looked at
         self._server = server
 
     def rest(self, client: Client, now: float) -> None:
@@ -204,12 +209,11 @@ class SideLink(Channel[AnyPeer]):
     def _write(self, blob: bytes) -> None:
         now = self._server.clock()
         batch, _ = self._server.frames(blob)  # nothing else comes this way
-        sent = self.peer.push_all(batch, now)
+        sent = self._server.push(self, batch, now)
         if sent < len(batch.frames):
             self._server.rooms.totals.refused["shed"] += len(batch.frames) - sent
         if sent:
             self.trust.sent(now, sent)
-        self._server.mark(self)
 
     def take(self, data: str | bytes, now: float) -> None:
         """It came where things may be lost, whatever it says of itself."""
@@ -347,7 +351,7 @@ class GeckosLink(Channel[AnyPeer]):
     def _write(self, blob: bytes) -> None:
         now = self._server.clock()
         batch, others = self._server.frames(blob)
-        shed = len(batch.frames) - self.peer.push_all(batch, now)
+        shed = len(batch.frames) - self._server.push(self, batch, now) if batch.frames else 0
         for frame in others:
             if len(frame.payload) > self.peer.max_message_size:
                 sent = False

@@ -312,11 +312,34 @@ def test_a_packed_frame_is_the_same_message() -> None:
     assert messages(world.events["client"]) == frames
 
 
+def batch_of(*messages: str | bytes) -> datachannel.Batch:
+    return datachannel.batch([datachannel.pack(data) for data in messages])
+
+
+def test_a_batch_that_fits_into_one_datagram_leaves_at_once() -> None:
+    world = connected(client_options=Options(THEIRS, max_message=2000))
+    batch = batch_of("one", b"two", "")
+    datagram = world.server.send_at_once(batch, world.now)
+    assert datagram is not None and datagram[1] == CLIENT and len(datagram[0]) <= MTU
+    assert world.server.transmit(world.now) == []
+    world.deliver("client", SERVER, datagram[0])
+    world.run(0.3)
+    assert messages(world.events["client"]) == ["one", b"two", ""]
+    for other in (batch_of(), batch_of("x" * 1500), batch_of("x" * 700, "y" * 700), batch_of("x" * 2001)):
+        assert world.server.send_at_once(other, world.now) is None  # none, or several datagrams, or too long
+    world.server.close(world.now)
+    assert world.server.send_at_once(batch, world.now) is None
+
+
+def test_nothing_leaves_at_once_before_the_channel_is_open() -> None:
+    assert World().server.send_at_once(batch_of("early"), 0.0) is None
+
+
 def test_a_batch_is_its_messages_and_says_how_many_will_leave() -> None:
     world = connected(client_options=Options(THEIRS, max_message=2000))
-    batch = datachannel.pack_all(["one", b"two", "", "x" * 1500])
+    batch = batch_of("one", b"two", "", "x" * 1500)
     assert world.server.push_all(batch, world.now) == 4
-    assert world.server.push_all(datachannel.pack_all(["three", "x" * 2001]), world.now) == 1
+    assert world.server.push_all(batch_of("three", "x" * 2001), world.now) == 1
     assert world.server.counters.shed == 1
     world.run(0.3)
     assert messages(world.events["client"]) == ["one", b"two", "", "x" * 1500, "three"]

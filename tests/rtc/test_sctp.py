@@ -24,9 +24,18 @@ from session_server.rtc.sctp import (
     Probed,
     Restarted,
     StreamReset,
+    bundle,
 )
 from session_server.rtc.sctp_receive import GAPS, HOLDING, STREAMS, WINDOW, Received
-from session_server.rtc.sctp_send import LEAST_WINDOW, MAX_OUTSTANDING, MAX_RETRANSMITS, RTO_MOST, STALE, Message
+from session_server.rtc.sctp_send import (
+    LEAST_WINDOW,
+    MAX_OUTSTANDING,
+    MAX_RETRANSMITS,
+    RTO_MOST,
+    STALE,
+    Bundle,
+    Message,
+)
 
 BINARY = 53
 
@@ -1012,8 +1021,8 @@ def test_a_sack_of_what_was_never_sent_or_of_nonsense_changes_nothing() -> None:
 
 def test_a_sack_that_ends_in_the_middle_of_a_packet_loses_nothing_that_must_arrive() -> None:
     pair = connected()
-    for number in range(4):
-        say(pair.a, b"%d" % number)
+    messages = [Message(1, BINARY, b"%d" % number) for number in range(4)]
+    pair.a.push(bundle(messages), sum(message.size for message in messages))
     (packet,) = pair.a.transmit(pair.now)
     sender, header = pair.a._sender, wire.Header(pair.a._tag)
     first = sender._acked + 1
@@ -1083,3 +1092,68 @@ def test_a_frame_for_many_is_not_changed_by_any() -> None:
         pair.a.push((message, message), 2 * message.size)
         pair.run(3.0)
     assert [len(pair.heard("b")) for pair in pairs] == [2, 0, 2]
+
+
+@pytest.mark.parametrize("tsn", [1, (1 << 32) - 2, (1 << 32) + 5])
+def test_a_bundle_is_what_its_messages_are_one_by_one(tsn: int) -> None:
+    messages = [Message(1, BINARY, bytes([65 + size]) * size) for size in (1, 2, 3, 4, 97)]
+    (item,) = bundle(messages)
+    assert isinstance(item, Bundle) and item.count == 5
+    chunks = [message.chunks[0] for message in messages]
+    one_by_one = [
+        chunk.head + wire.TSN(tsn + at & 0xFFFFFFFF) + chunk.rest for at, chunk in enumerate(chunks)
+    ]  # fmt: skip
+    assert item.content(tsn) == item.content(tsn) == b"".join(one_by_one)
+    assert item.size == len(item.content(tsn)) == sum(message.size for message in messages)
+
+
+def test_bundles_are_filled_one_after_the_other_and_long_messages_stay_alone() -> None:
+    sizes = [500, 500, 500, 3000, 20, 1132, 20, 20]
+    found = bundle([Message(1, BINARY, b"x" * size) for size in sizes])
+    assert [one.count if isinstance(one, Bundle) else "long" for one in found] == [2, 1, "long", 1, 1, 2]
+    assert all(one.size <= wire.MAX_CONTENT for one in found if isinstance(one, Bundle))
+    assert bundle([]) == []
+
+
+def test_a_bundle_that_need_not_wait_leaves_at_once() -> None:
+    pair = connected()
+    (item,) = bundle([Message(1, BINARY, b"one"), Message(1, BINARY, b"two")])
+    packet = pair.a.send_at_once(item, pair.now)
+    assert packet is not None and pair.a.transmit(pair.now) == []
+    pair.b.receive(packet, pair.now)
+    pair.run(0.5)
+    assert pair.heard("b") == [b"one", b"two"] and pair.a.buffered == 0 and pair.a.rtt > 0
+
+
+def test_nothing_overtakes_what_waits_and_a_sack_takes_the_next_packet() -> None:
+    pair = connected()
+    (item,) = bundle([Message(1, BINARY, b"one")])
+    long = Message(1, BINARY, b"x" * 3000)
+    assert pair.a.send_at_once(bundle([long])[0], pair.now) is None  # more than a packet
+    pair.a.push((item,), item.size)
+    assert pair.a.send_at_once(item, pair.now) is None  # one waits already
+    (packet,) = pair.a.transmit(pair.now)
+    pair.b.receive(packet, pair.now)
+    assert pair.b.send_at_once(item, pair.now) is None  # a SACK waits, which costs nothing in the next packet
+    pair.b.push((item,), item.size)
+    (packet,) = pair.b.transmit(pair.now)
+    pair.a.receive(packet, pair.now)
+    assert pair.a.buffered == 0
+    pair.run(0.5)
+    left = 0
+    while pair.a.send_at_once(item, pair.now) is not None:
+        left += item.size
+        assert left < pair.a._sender.window + item.size
+    assert left >= pair.a._sender.window  # which is full
+    pair.a.push((item,), item.size)
+    assert pair.a.transmit(pair.now) == []
+
+
+def test_whole_bundles_are_shed_and_each_message_in_them_counts() -> None:
+    pair = connected()
+    pair.network.loss = 1.0
+    (item,) = bundle([Message(1, BINARY, b"x" * 200)] * 4)
+    pushed = 400
+    shed = sum(pair.a.push((item,), item.size) for _ in range(pushed))
+    assert shed == pair.a.shed and shed % 4 == 0
+    assert STALE - item.size <= (4 * pushed - shed) / 4 * item.size <= STALE + item.size

@@ -9,7 +9,7 @@ the handshake, or by a nonce. Until then it is sent at most three times the byte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from struct import Struct
@@ -154,8 +154,8 @@ class Batch:
     """Frames for `Peer.push_all`."""
 
     frames: Sequence[Frame]
+    bundles: Sequence[sctp.Once]  # the same, by the packet
     size: int  # bytes on the wire
-    longest: int  # bytes of payload
 
 
 def encode(data: str | bytes) -> tuple[int, bytes]:
@@ -183,11 +183,9 @@ def pack(data: str | bytes) -> Frame:
     return Frame(STREAM, *encode(data))
 
 
-def pack_all(messages: Iterable[str | bytes]) -> Batch:
+def batch(frames: Sequence[Frame]) -> Batch:
     """The same for several messages, which leave together."""
-    frames = [pack(data) for data in messages]
-    longest = max([len(frame.payload) for frame in frames], default=0)
-    return Batch(frames, sum([frame.size for frame in frames]), longest)
+    return Batch(frames, sctp.bundle(frames), sum([frame.size for frame in frames]))
 
 
 class Checks:
@@ -342,20 +340,21 @@ class Peer:
 
     # What comes in
 
-    def receive(self, datagram: bytes, address: Address, now: float) -> None:
-        """Any bytes from anywhere."""
+    def receive(self, datagram: bytes, address: Address, now: float) -> bool:
+        """Any bytes from anywhere. False: there are no events, and `transmit` has nothing to send, as after nearly
+        every acknowledgement."""
         first = datagram[0] if datagram else 255
         if self.state == "closed":
-            return
+            return False
         if 20 <= first <= 63:  # RFC 7983 §7
             path = self._paths.get(address)
             if path is not None:
-                self._receive_dtls(datagram, path, now)
-                return
+                return self._receive_dtls(datagram, path, now)
         elif first <= 3:
             self._receive_stun(datagram, address, now)
-            return
+            return True
         self.counters.stray += 1
+        return False
 
     def _receive_stun(self, datagram: bytes, address: Address, now: float) -> None:
         try:
@@ -480,19 +479,21 @@ class Peer:
         self._dtls = Dtls(self._options.certificate, self._fingerprint, client, self._options.own_records)
         return self._dtls
 
-    def _receive_dtls(self, datagram: bytes, path: Path, now: float) -> None:
+    def _receive_dtls(self, datagram: bytes, path: Path, now: float) -> bool:
         dtls, association = self._dtls, self._association
         if association is None or dtls is None or not path.proven:
             self._receive_early(datagram, path, now)
-            return
+            return True
         packets = dtls.receive(datagram, now)
-        if packets:
-            self._heard = now
-            for packet in packets:
-                if association.receive(packet, now):
-                    self._collect(now)
-        if dtls.state != "connected":
-            self._end(dtls.reason)
+        if not packets:  # forged, empty, of the handshake, or the end
+            if dtls.state != "connected":
+                self._end(dtls.reason)
+            return True
+        self._heard = now
+        for packet in packets:
+            if association.receive(packet, now):
+                self._collect(now)
+        return bool(self._events) or association.is_due(now)
 
     def _receive_early(self, datagram: bytes, path: Path, now: float) -> None:
         """In the handshake, or from an address that is not proven."""
@@ -659,32 +660,40 @@ class Peer:
         return True
 
     def push_all(self, batch: Batch, now: float) -> int:
-        """All frames of `pack_all`; returns by how many more messages are on their way, older ones that were shed for
+        """All frames of a `batch`; returns by how many more messages are on their way, older ones that were shed for
         them subtracted: so that over time the sum is what left."""
-        if not self._fast or self._association is None or batch.longest > self.max_message_size:
+        if not self._fast or self._association is None or batch.size > self.max_message_size:
             return sum(self.push(frame, now) for frame in batch.frames)
-        shed = self._association.push(batch.frames, batch.size)
+        shed = self._association.push(batch.bundles, batch.size)
         self.counters.shed += shed
         return len(batch.frames) - shed
+
+    def send_at_once(self, batch: Batch, now: float) -> Datagram | None:
+        """What is to be sent now for a batch, as far as it is one datagram and nothing waits that would be in it. Else
+        None, and nothing is sent: it is for `push_all`."""
+        association, path, dtls = self._association, self._path, self._dtls
+        if not self._fast or association is None or path is None or dtls is None or not path.proven:
+            return None
+        if len(batch.bundles) != 1 or batch.size > self.max_message_size:
+            return None
+        packet = association.send_at_once(batch.bundles[0], now)
+        return None if packet is None else (dtls.seal(packet), path.address)
 
     def transmit(self, now: float) -> list[Datagram]:
         """What is to be sent now; all messages since the last call in as few datagrams as hold them."""
         dtls, path = self._dtls, self._path
         if dtls is not None and path is not None:
             datagrams = dtls.take_datagrams()
-            if self._association is not None and dtls.state == "connected":
+            if self._association is not None:
                 for packet in self._association.transmit(now):
                     datagrams.append(dtls.seal(packet))
-            if not path.proven:
-                self._spend(path, datagrams)
-            elif path.held:  # proven since
-                self._out += [(datagram, path.address) for datagram in path.held + datagrams]
-                path.held = []
-            elif not self._out:
+            if path.proven:
+                if path.held:  # until it was
+                    datagrams, path.held = path.held + datagrams, []
                 address = path.address
-                return [(datagram, address) for datagram in datagrams]
+                self._out += [(datagram, address) for datagram in datagrams]
             else:
-                self._out += [(datagram, path.address) for datagram in datagrams]
+                self._spend(path, datagrams)
         out, self._out = self._out, []
         return out
 

@@ -49,7 +49,7 @@ EARLY: Final = 16  # protected records that may come before the handshake is ove
 
 # A protected record's first 21 bytes: type 1 and version 2, epoch and sequence 8, length 2, explicit nonce 8. What is
 # sealed with it, and its nonce: 4 secret bytes, then the 8 explicit ones: for us epoch and sequence (RFC 5288 §3).
-HEAD: Final = Struct("!3sQH8s")
+HEAD: Final = Struct("!3sQHQ")
 ASSOCIATED: Final = Struct("!Q3sH").pack
 NONCE: Final = Struct("!4sQ").pack
 EPOCH_1: Final = 1 << 48
@@ -145,7 +145,7 @@ class Records:
         self._sequence = number + 1
         size = len(plaintext)
         sealed = self._encrypt(NONCE(self._write_iv, number), plaintext, ASSOCIATED(number, type, size))
-        return HEAD.pack(type, number, size + 24, number.to_bytes(8, "big")) + sealed
+        return HEAD.pack(type, number, size + 24, number) + sealed
 
     def open(self, record: bytes) -> bytes | None:
         """The plaintext of a whole record of epoch 1; None if it is forged, or came before, or is too old to tell."""
@@ -158,7 +158,7 @@ class Records:
             self.replayed += 1
             return None
         try:
-            plaintext = self._decrypt(self._read_iv + explicit, record[21:], ASSOCIATED(number, type, size - 24))
+            plaintext = self._decrypt(NONCE(self._read_iv, explicit), record[21:], ASSOCIATED(number, type, size - 24))
         except InvalidTag:
             self.forged += 1
             return None
@@ -172,7 +172,7 @@ class Records:
     def reopen(self, record: bytes) -> bytes:
         """The plaintext of a record that OpenSSL sealed for the peer, with the same key."""
         type, number, size, explicit = HEAD.unpack_from(record)
-        return self._writer.decrypt(self._write_iv + explicit, record[21:], ASSOCIATED(number, type, size - 24))
+        return self._writer.decrypt(NONCE(self._write_iv, explicit), record[21:], ASSOCIATED(number, type, size - 24))
 
 
 def expand(secret: bytes, seed: bytes, size: int) -> bytes:

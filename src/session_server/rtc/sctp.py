@@ -17,14 +17,27 @@ from typing import Final
 
 from . import sctp_chunks as wire
 from .sctp_receive import STREAMS, WINDOW, Received, Receiver
-from .sctp_send import MAX_RETRANSMITS, RTO_MOST, Message, Sender
+from .sctp_send import MAX_RETRANSMITS, RTO_MOST, Message, Once, Sender, bundle
 
-__all__ = ["Association", "Closed", "Established", "Event", "Message", "Probed", "Received", "Restarted", "StreamReset"]
+__all__ = [
+    "Association",
+    "Closed",
+    "Established",
+    "Event",
+    "Message",
+    "Once",
+    "Probed",
+    "Received",
+    "Restarted",
+    "StreamReset",
+    "bundle",
+]
 
 COOKIE_LIFE: Final = 60.0  # seconds (§15)
 COOKIE: Final = Struct("!LLLLLLLd")  # both tags, both first TSNs, the peer's window, both tags of before, when
 DENIED, PERFORMED, IN_PROGRESS = 2, 1, 6  # results of a stream reset (RFC 6525 §4.4)
 MAX_RESETS: Final = 256  # streams in one request
+SACK_ALONE: Final = wire.CHUNK.pack(wire.SACK, 0, 16)  # one without gaps
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +145,9 @@ class Association:
             return False
         return self._sender.send(stream, ppid, payload, ordered, max_retransmits)
 
-    def push(self, messages: Sequence[Message], size: int) -> int:
+    def push(self, items: Sequence[Once], size: int) -> int:
         """Messages that may be lost, in all `size` bytes on the wire; returns how many older ones are shed for them."""
-        return self._sender.push(messages, size)
+        return self._sender.push(items, size)
 
     def reset_stream(self, stream: int, now: float) -> None:
         """Closes our side of a stream (RFC 6525 §5.1.2); what waits on it is not sent any more."""
@@ -174,30 +187,41 @@ class Association:
 
     def transmit(self, now: float) -> list[bytes]:
         """What is due: control chunks, a SACK, DATA as far as both windows allow; as few packets as hold them."""
-        sender = self._sender
-        if not (sender.waits or sender.forward_due or self._control or self._answer) and self._receiver.sack_at > now:
-            return []  # as after nearly every SACK
-        packets = self._packets
-        if self._answer:
-            packets.done.append(self._answer)
-            self._answer = b""
-        for one in self._due_control(now):
-            packets.add(len(one), one)
+        packets, sender = self._packets, self._sender
+        if self._control or self._answer or sender.forward_due or self._receiver.sack_at < inf:
+            self._transmit_control(packets, now)
         if self._state == "established":
             sender.transmit(packets, now)
         return packets.take()
 
-    def _due_control(self, now: float) -> list[bytes]:
-        due: list[bytes] = []
-        if self._control:
-            due, self._control = self._control, []
+    def send_at_once(self, item: Once, now: float) -> bytes | None:
+        """The packet with a bundle, as far as nothing else waits that would be in it; else None, and it is not sent."""
+        if self._control or self._answer or self._receiver.sack_at < inf or self._state != "established":
+            return None
+        content = self._sender.send_at_once(item, now)
+        return None if content is None else self._packets.header.packet(content)
+
+    def is_due(self, now: float) -> bool:
+        """Whether `transmit` may have something to send."""
+        sender = self._sender
+        return (
+            sender.waits or sender.forward_due or bool(self._control or self._answer) or self._receiver.sack_at <= now
+        )
+
+    def _transmit_control(self, packets: wire.Packets, now: float) -> None:
+        """What goes before the data, and a SACK that is due, or that costs nothing since others leave."""
+        if self._answer:
+            packets.done.append(self._answer)
+            self._answer = b""
+        due, self._control = self._control, []
         if self._state == "established":
             sack_at = self._receiver.sack_at
-            if sack_at <= now or (sack_at < inf and (due or self._sender.waits)):  # with others it costs nothing
+            if sack_at <= now or (sack_at < inf and (due or self._sender.waits)):
                 due.append(self._receiver.sack())
             if self._sender.forward_due:
                 due.append(self._sender.forward())
-        return due
+        for one in due:
+            packets.add(one)
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -238,7 +262,14 @@ class Association:
             self.ignored += 1
             return False
         try:
-            self._receive_chunks(packet, self._tag if self._to_us.fits(packet) else wire.tag_of(packet), now)
+            if not self._to_us.fits(packet):
+                self._receive_chunks(packet, wire.tag_of(packet), now)
+            elif len(packet) == 28 and packet.startswith(SACK_ALONE, 12) and self._state == "established":
+                self._sender.receive_sack(
+                    packet, 12, 16, now
+                )  # as nearly all are of those whom we send more than they us
+            else:
+                self._receive_chunks(packet, self._tag, now)
         except ValueError:
             self.ignored += 1
         return bool(self._events)
@@ -252,7 +283,7 @@ class Association:
                 raise ValueError(f"chunk of {size} bytes, expected 4 to {end - at}")
             if tag != self._tag and not self._may_come(type, flags, tag, alone=at == 12 and at + size + 4 > end):
                 raise ValueError(f"chunk {type} with verification tag {tag:08x}, expected {self._tag:08x}")
-            if type in (wire.DATA, wire.SACK):
+            if type == wire.SACK or type == wire.DATA:
                 if self._state == "echoed":  # it has our cookie: that it says so is lost, or comes later
                     self._establish()
                 if self._state != "established" or (type == wire.SACK and has_sack):

@@ -67,12 +67,12 @@ class Packets:
         self.parts: list[bytes] = []  # of the packet that is being filled
         self.room = MAX_CONTENT  # bytes left in it
 
-    def add(self, size: int, *parts: bytes) -> None:
-        """One chunk, of `size` bytes in all."""
-        if size > self.room:
+    def add(self, chunks: bytes) -> None:
+        """One chunk, or several that leave together."""
+        if len(chunks) > self.room:
             self.close()
-        self.parts += parts
-        self.room -= size
+        self.parts.append(chunks)
+        self.room -= len(chunks)
 
     def close(self) -> None:
         """What comes next is for another packet."""

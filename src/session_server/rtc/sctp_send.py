@@ -7,9 +7,11 @@ TSNs are unbounded integers here and 32 bits on the wire.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import pairwise
 from math import inf
-from struct import pack, unpack_from
+from struct import Struct, pack, unpack_from
 from typing import Final
 
 from .sctp_chunks import (
@@ -19,6 +21,7 @@ from .sctp_chunks import (
     FIRST,
     FORWARD_TSN,
     LAST,
+    MAX_CONTENT,
     MAX_FRAGMENT,
     MAX_PACKET,
     SACK_HEAD,
@@ -48,7 +51,8 @@ UNDER_WAY, DUE, ARRIVED, GIVEN_UP = range(4)  # states of a chunk that has a TSN
 class Message:
     """All that is the same for every peer that it is sent to, made once. An ordered one is for one peer alone."""
 
-    __slots__ = ("chunks", "number", "ordered", "payload", "ppid", "retransmits", "single", "size", "stream")
+    __slots__ = ("chunks", "number", "ordered", "payload", "ppid", "retransmits", "size", "stream")
+    count = 1
 
     def __init__(
         self, stream: int, ppid: int, payload: bytes, ordered: bool = False, retransmits: int | None = 0
@@ -62,8 +66,6 @@ class Message:
         self.number = 0  # in its stream, if ordered; known when it leaves, so that none is missing of those shed before
         self.chunks = [] if ordered else self.fragment()
         self.size = len(payload) + -len(payload) % 4 + 16 * -(-len(payload) // MAX_FRAGMENT)  # bytes on the wire
-        once = retransmits == 0 and len(self.chunks) == 1
-        self.single = self.chunks[0] if once else None  # sent, and nothing more to do
 
     def fragment(self) -> list[Chunk]:
         return [Chunk(self, at) for at in range(0, len(self.payload), MAX_FRAGMENT)]
@@ -83,14 +85,61 @@ class Chunk:
         self.size = 8 + len(self.rest)  # bytes on the wire
 
 
+class Bundle:
+    """Messages of one chunk each and one stream that are sent once, in one packet (§6.10), made once for every peer.
+    They share its fate: should a peer take only some of them, it is as if it took none."""
+
+    __slots__ = ("_layout", "_parts", "count", "size", "stream")
+    retransmits = 0
+    chunks: Sequence[Chunk] = ()
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        chunks = [message.chunks[0] for message in messages]
+        self.stream = messages[0].stream
+        self.count = len(chunks)
+        self.size = sum([chunk.size for chunk in chunks])  # bytes on the wire
+        between = [one.rest + other.head for one, other in pairwise(chunks)]
+        self._parts: list[bytes | int] = [0] * (2 * self.count + 1)  # at odd places are the TSNs
+        self._parts[::2] = chunks[0].head, *between, chunks[-1].rest
+        self._layout = layout((4, *map(len, between), len(chunks[-1].rest)))
+
+    def content(self, tsn: int) -> bytes:
+        """Its chunks, from this TSN on."""
+        parts, start = self._parts.copy(), tsn & 0xFFFFFFFF
+        tsns = range(start, start + self.count)
+        parts[1::2] = tsns if tsns.stop <= 1 << 32 else [number & 0xFFFFFFFF for number in tsns]
+        return self._layout(*parts)
+
+
+@lru_cache(256)
+def layout(sizes: tuple[int, ...]) -> Callable[..., bytes]:
+    """Joins parts of these sizes with a TSN after each but the last."""
+    return Struct("!" + "L".join([f"{size}s" for size in sizes])).pack
+
+
+Once = Message | Bundle  # what may be lost
+
+
+def bundle(messages: Sequence[Message]) -> list[Once]:
+    """As few packets as hold messages that are sent once. What is too long for one stays as it is."""
+    groups: list[list[Message]] = []
+    room = 0
+    for message in messages:
+        if message.size > room:
+            groups.append([])
+            room = MAX_CONTENT
+        groups[-1].append(message)
+        room -= message.size
+    return [group[0] if len(group[0].chunks) > 1 else Bundle(group) for group in groups]
+
+
 class Outgoing:
-    """What has TSNs, until the peer has it or goes on without it: a chunk, or messages of one packet that are sent
-    once. Those share its fate; should a peer take only some of them, it is as if it took none."""
+    """What has TSNs, until the peer has it or goes on without it: a chunk, or a bundle of them."""
 
     __slots__ = ("first", "fragment", "last", "left", "lost", "message", "size", "state")
 
-    def __init__(self, message: Message, fragment: int, first: int, last: int, size: int, state: int) -> None:
-        self.message = message  # of several the first
+    def __init__(self, message: Once, fragment: int, first: int, last: int, size: int, state: int) -> None:
+        self.message = message
         self.fragment = fragment  # number of the chunk in it
         self.first, self.last = first, last  # TSNs
         self.size = size  # bytes on the wire
@@ -114,13 +163,13 @@ class Sender:
         self._acked = first_tsn - 1  # cumulative
         self._reliable: deque[Message] = deque()
         self._reliable_size = 0
-        self._unreliable: deque[Message] = deque()
+        self._unreliable: deque[Once] = deque()
         self._unreliable_size = 0
         self._turn = False  # of the unreliable ones, if both wait
         self._outstanding: deque[Outgoing] = deque()  # by rising TSN, all from the cumulative one on
         self._due: deque[Outgoing] = deque()  # of them, what is to leave: for the first time, or again
         self._flight = 0  # bytes under way
-        self._packets = 0  # with data, ever
+        self._packets = 0  # with data, that have left
         self._numbers: dict[int, int] = {}  # stream → number of its next ordered message
         self._threshold = MOST_WINDOW  # of slow start
         self._partial_acked = 0
@@ -154,14 +203,13 @@ class Sender:
             self.push((message,), message.size)
         return True
 
-    def push(self, messages: Sequence[Message], size: int) -> int:
+    def push(self, items: Sequence[Once], size: int) -> int:
         """Of those that may be lost, in all `size` bytes on the wire. The oldest make room; returns how many."""
         waiting, shed = self._unreliable, 0
-        waiting.extend(messages)
+        waiting.extend(items)
         self._unreliable_size += size
         while self._unreliable_size > STALE and self._unreliable_size - waiting[0].size > STALE:
-            self._pop_unreliable()
-            shed += 1
+            shed += self._pop_unreliable().count
         self.shed += shed
         return shed
 
@@ -177,7 +225,7 @@ class Sender:
 
     def transmit(self, packets: Packets, now: float) -> None:
         """What may leave now, first what was lost."""
-        window = min(self.window, self._peer_window)
+        window = self.window if self.window < self._peer_window else self._peer_window
         if not window and not self._flight:
             window = 1  # a closed window is probed
         left, most = None, self._acked + MAX_OUTSTANDING
@@ -187,55 +235,57 @@ class Sender:
             elif self.next_tsn > most:
                 break
             elif self._unreliable and (self._turn or not self._reliable):
-                if self._unreliable[0].single:
-                    left = self._leave_once(packets, window - self._flight)
+                item = self._pop_unreliable()
+                if isinstance(item, Bundle):
+                    packets.add(item.content(self.next_tsn))
+                    left = self._leave_together(item, self._packets + len(packets.done))
                 else:
-                    self._begin(self._pop_unreliable())
+                    self._begin(item)
             elif self._reliable:
                 self._begin(self._pop_reliable())
             else:
                 break
         if left is not None:
-            self._packets = left.left + 1
-            if self._timed is None and not left.lost:
-                self._timed = (left, now)
-            if self.deadline == inf:
-                self._arm(now)
+            self._has_left(left, now)
+
+    def send_at_once(self, item: Once, now: float) -> bytes | None:
+        """The chunks of a bundle that may leave now, alone and before anything else; None: it must wait its turn."""
+        if not isinstance(item, Bundle) or self.waits or self.forward_due:
+            return None
+        if self._flight >= self.window or self._flight >= self._peer_window:
+            return None
+        if self.next_tsn > self._acked + MAX_OUTSTANDING:
+            return None
+        content = item.content(self.next_tsn)
+        self._has_left(self._leave_together(item, self._packets), now)
+        return content
+
+    def _has_left(self, last: Outgoing, now: float) -> None:
+        self._packets = last.left + 1
+        if self._timed is None and not last.lost:
+            self._timed = (last, now)
+        if self.deadline == inf:
+            self._arm(now)
 
     def _leave(self, packets: Packets, one: Outgoing) -> Outgoing | None:
         """One chunk, if it is still due."""
         if one.state != DUE:
             return None
         data = one.message.chunks[one.fragment]
-        packets.add(data.size, data.head, TSN(one.first & 0xFFFFFFFF), data.rest)
+        packets.add(data.head + TSN(one.first & 0xFFFFFFFF) + data.rest)
         one.left = self._packets + len(packets.done)
         one.state = UNDER_WAY
         self._flight += data.size
         return one
 
-    def _leave_once(self, packets: Packets, most: int) -> Outgoing:
-        """Messages that are sent once: the next one, and up to `most` bytes of others that fit into the same packet."""
-        waiting, first, tsn, size = self._unreliable, self._unreliable[0], self.next_tsn, 0
-        if first.size > packets.room:
-            packets.close()
-        parts, room = packets.parts, packets.room
-        for message in waiting:
-            data = message.single
-            if data is None or size >= most or size + data.size > room:
-                break
-            parts += (data.head, TSN(tsn & 0xFFFFFFFF), data.rest)
-            size += data.size
-            tsn += 1
-        one = Outgoing(first, 0, self.next_tsn, tsn - 1, size, UNDER_WAY)
-        one.left = self._packets + len(packets.done)
-        for _ in range(one.first, tsn):
-            waiting.popleft()
+    def _leave_together(self, item: Bundle, packet: int) -> Outgoing:
+        """A bundle takes its TSNs, in the packet of this number."""
+        first, size = self.next_tsn, item.size
+        self.next_tsn = first + item.count
+        one = Outgoing(item, 0, first, self.next_tsn - 1, size, UNDER_WAY)
+        one.left = packet
         self._outstanding.append(one)
-        self._turn = False
-        self.next_tsn = tsn
-        self._unreliable_size -= size
         self._flight += size
-        packets.room -= size
         return one
 
     def _pop_reliable(self) -> Message:
@@ -244,7 +294,7 @@ class Sender:
         self._turn = True
         return message
 
-    def _pop_unreliable(self) -> Message:
+    def _pop_unreliable(self) -> Once:
         message = self._unreliable.popleft()
         self._unreliable_size -= message.size
         self._turn = False
@@ -274,7 +324,7 @@ class Sender:
             if one.state < ARRIVED or is_fragment or len(skipped) == MAX_SKIPPED:
                 break
             last = one.last
-            if one.state == GIVEN_UP and message.ordered:
+            if one.state == GIVEN_UP and isinstance(message, Message) and message.ordered:
                 skipped[message.stream] = message.number
         return chunk(FORWARD_TSN, TSN(last & 0xFFFFFFFF) + b"".join(pack("!HH", *pair) for pair in skipped.items()))
 
@@ -297,8 +347,9 @@ class Sender:
             acked_beyond, newest_beyond = self._take_gaps(unpack_from(f"!{2 * gaps}H", packet, at + 16))
             acked, newest = acked + acked_beyond, max(newest, newest_beyond)
         self._flight -= acked
-        if self._timed is not None and self._timed[0].state == ARRIVED:
-            self._measure(now - self._timed[1])
+        timed = self._timed
+        if timed is not None and timed[0].state == ARRIVED:
+            self._measure(now - timed[1])
         if gaps and acked:
             self._miss(newest)
         self._peer_window = window
@@ -308,7 +359,8 @@ class Sender:
             if full and cumulative > self._recover_until:
                 self._grow(acked)
             self._arm(now)
-        if self._outstanding and self._outstanding[0].state == GIVEN_UP:
+        outstanding = self._outstanding
+        if outstanding and outstanding[0].state == GIVEN_UP:
             self.forward_due = True
 
     def _take_cumulative(self, cumulative: int) -> tuple[int, int]:
@@ -397,7 +449,8 @@ class Sender:
         else:
             self._rtt_variation += (abs(self.rtt - rtt) - self._rtt_variation) / 4
             self.rtt += (rtt - self.rtt) / 8
-        self.rto = min(max(self.rtt + 4 * self._rtt_variation, RTO_LEAST), RTO_MOST)
+        rto = self.rtt + 4 * self._rtt_variation
+        self.rto = RTO_LEAST if rto < RTO_LEAST else min(rto, RTO_MOST)
 
     def run(self, now: float) -> bool:
         """§6.3.3: if nothing was acknowledged for too long, all is lost that is under way. False: the peer is gone."""

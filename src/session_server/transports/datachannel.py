@@ -12,14 +12,13 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
-from math import ceil
 from secrets import randbits, token_bytes
 from typing import Any, Final
 
 from ..config import Config
 from ..geckos import Geckos
 from ..limits import Bucket, Buckets, Tally, network
-from ..links import Channel, GeckosLink, SideLink, unpack
+from ..links import Channel, GeckosLink, SideLink, apart, unpack
 from ..protocol import V1_DIALECT, LimitExceeded, message
 from ..room import Client
 from ..rooms import Rooms
@@ -32,14 +31,14 @@ PER_WAKE_UP: Final = 64  # datagrams read before anything else gets its turn
 LARGEST: Final = 2048  # bytes of a datagram that is read
 BUFFER: Final = 4 * 1024 * 1024  # bytes of the socket's own buffers
 TICK: Final = 0.02  # seconds between two looks at what is due
-CALM: Final = 25  # ticks between two looks at a channel of which nothing is expected
+CALM: Final = 25  # ticks between two looks at a channel of which nothing is expected soon
 HANDSHAKES: Final = 100.0  # per second; each costs a millisecond or two
 ATTEMPTS: Final = 0.25  # per second and address, for each peer that it may have; twice as many as peers at once
 MAX_EARLY: Final = 256  # checks that came before their answer
 EARLY_FOR: Final = 2.0  # seconds they are kept
 OWNED_FOR: Final = 10.0  # seconds that an address stays a silent peer's; browsers ask for consent every 5 (RFC 7675)
 MAX_ANSWER: Final = 16 * 1024  # characters of an SDP answer
-NOTHING: Final = datachannel.pack_all(())
+NOTHING: Final = datachannel.batch(())
 
 
 AnyChannel = Channel[datachannel.Peer]
@@ -73,11 +72,12 @@ class DataChannels:
         self._per_address = Tally(most)
         self._attempts = Buckets(ATTEMPTS * most, 2 * most)
         self._probe = datachannel.pack(V1_DIALECT.encode(message("session:probe", reliable=False)).decode())
+        self._frames: dict[bytes, tuple[bool, datachannel.Frame]] = {}  # packed message → reliable, made ready
         self._split: tuple[bytes, tuple[datachannel.Batch, list[datachannel.Frame]]] = (b"", (NOTHING, []))
         self._timer: asyncio.TimerHandle | None = None
-        self._turn = 0  # turns of TICK since the clock began, the last one that was looked at
-        self._turns: dict[int, set[AnyChannel]] = {}  # turn → whose peers have something to do then
-        self._restless: set[AnyChannel] = set()  # who is looked at in each turn, and not only in every CALM-th
+        self._ticks = 0
+        self._turns: list[set[AnyChannel]] = [set() for _ in range(CALM)]  # all channels: one turn with each tick
+        self._busy: set[AnyChannel] = set()  # of them, those that are looked at with every tick
 
     def __len__(self) -> int:
         return len(self._by_ufrag)
@@ -143,13 +143,15 @@ class DataChannels:
             self.rooms.totals.refused["datagram" if channel is None else "datagram_over_rate"] += 1
             return
         try:
-            channel.peer.receive(data, address, now)
+            something = channel.peer.receive(data, address, now)
             if first <= 3:
                 self._follow(channel, now)
-            if self._by_address.get(address) is channel:
+            if first > 3 or self._by_address.get(address) is channel:
                 channel.heard = now
-            self._take_events(channel, now, clean=True)
-            self._dirty.add(channel)
+            self._busy.add(channel)
+            if something:
+                self._take_events(channel, now, clean=True)
+                self._dirty.add(channel)
         except Exception:
             self._fail(channel)
 
@@ -183,12 +185,12 @@ class DataChannels:
     def flush(self, now: float) -> None:
         """Sends what is due to all who have something."""
         dirty, self._dirty = self._dirty, set()
+        self._frames.clear()
+        self._busy |= dirty
         for channel in dirty:
             try:
                 for data, address in channel.peer.transmit(now):
                     self._send(data, address)
-                self._take_events(channel, now)
-                self._plan(channel)
             except Exception:
                 self._fail(channel)
 
@@ -308,10 +310,11 @@ class DataChannels:
         if early is not None and now - early[0] < EARLY_FOR:
             self._receive(early[1], early[2], now)
             self._wake(0.0)
+        channel.turn = len(self._by_ufrag) % CALM
+        self._turns[channel.turn].add(channel)
+        self._busy.add(channel)
         if self._timer is None:
-            self._turn = int(now / TICK)
             self._timer = self._loop.call_later(TICK, self._tick)
-        self._plan(channel)
 
     # --- peers --------------------------------------------------------------------------------------------------------
 
@@ -350,66 +353,70 @@ class DataChannels:
             if self._by_address.get(address) is channel:
                 del self._by_address[address]
         self._per_address.give_back(network(channel.address))
-        self._turns.get(channel.turn, set()).discard(channel)
-        self._restless.discard(channel)
+        self._turns[channel.turn].discard(channel)
         channel.is_open = False
         return True
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
-    def _plan(self, channel: AnyChannel) -> None:
-        """When its peer has something to do: at most one turn of TICK late. What there is to do changes often, so it is
-        put where it is found, and taken away, without a search."""
-        if self._by_ufrag.get(channel.ufrag) is not channel:
-            return
-        turn = max(ceil(channel.peer.next_deadline / TICK), self._turn + 1)
-        if turn != channel.turn:
-            self._turns.get(channel.turn, set()).discard(channel)
-            self._turns.setdefault(turn, set()).add(channel)
-            channel.turn = turn
-        if channel.is_open:
-            self._restless.add(channel)
-
     def _tick(self) -> None:
-        """Whose time has come? One timer for all peers."""
+        """Whose time has come? One timer for all peers: the busy ones are looked at every time, each of the others once
+        in CALM times."""
         now = self.clock()
         self.rooms.enter(now)
-        turn = int(now / TICK)
-        for past in range(self._turn + 1, turn + 1):
-            for channel in self._turns.pop(past, ()):
-                self._run(channel, now)
-        calm = turn // CALM != self._turn // CALM
-        self._turn = turn
-        for channel in tuple(self._by_ufrag.values() if calm else self._restless):
-            if channel.is_open:
-                self._look(channel, now)
+        self._ticks += 1
+        self._busy |= self._turns[self._ticks % CALM]
+        for channel in tuple(self._busy):
+            self._look(channel, now)
         if self._dirty:
             self._wake(0.0)
-        self._timer = self._loop.call_later(TICK, self._tick) if self._by_ufrag else None
-
-    def _run(self, channel: AnyChannel, now: float) -> None:
-        try:
-            channel.peer.run(now)
-            self._take_events(channel, now)
-            self._dirty.add(channel)  # and planned anew when it was flushed
-        except Exception:
-            self._fail(channel)
+        self._timer = self._loop.call_later(TICK, self._tick) if self._by_ufrag or self._busy else None
 
     def _look(self, channel: AnyChannel, now: float) -> None:
+        if self._by_ufrag.get(channel.ufrag) is not channel:
+            self._busy.discard(channel)
+            return
         try:
-            channel.look(now)
+            due = channel.peer.next_deadline
+            if due <= now:
+                channel.peer.run(now)
+                self._take_events(channel, now)
+                self._dirty.add(channel)
+            if channel.is_open:
+                channel.look(now)
+            if due > now + CALM * TICK and not channel.restless:
+                self._busy.discard(channel)
         except Exception:
             self._fail(channel)
-        if not channel.restless:
-            self._restless.discard(channel)
 
     def frames(self, blob: bytes) -> tuple[datachannel.Batch, list[datachannel.Frame]]:
-        """Taken apart once for all who are sent the same: it is the same object then."""
+        """Taken apart once for all who are sent the same: it is the same object then. Who sends is sent another one, of
+        the same messages."""
         if self._split[0] is not blob:
-            found = list(unpack(blob))
-            batch = datachannel.pack_all([data for reliable, data in found if not reliable])
-            self._split = (blob, (batch, [datachannel.pack(data) for reliable, data in found if reliable]))
+            lossy: list[datachannel.Frame] = []
+            others: list[datachannel.Frame] = []
+            for packed in apart(blob):
+                if packed not in self._frames:
+                    reliable, data = unpack(packed)
+                    self._frames[packed] = reliable, datachannel.pack(data)
+                reliable, frame = self._frames[packed]
+                (others if reliable else lossy).append(frame)
+            self._split = (blob, (datachannel.batch(lossy), others))
         return self._split[1]
+
+    def push(self, channel: AnyChannel, batch: datachannel.Batch, now: float) -> int:
+        """At once if nothing else waits for this peer, as is usual, else with what does."""
+        try:
+            datagram = channel.peer.send_at_once(batch, now)
+            if datagram is not None:
+                self._busy.add(channel)
+                self._send(*datagram)
+                return len(batch.frames)
+            self._dirty.add(channel)
+            return channel.peer.push_all(batch, now)
+        except Exception:
+            self._fail(channel)
+            return 0
 
     def mark(self, channel: AnyChannel) -> None:
         """It has something to send."""
