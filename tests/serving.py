@@ -151,6 +151,12 @@ class Serving:
         sweep.send(None)
         sweep.close()
 
+    def has_taken(self, sock: socket.socket) -> bool:
+        """Whether the server knows of the connection already; the kernel accepts before it does."""
+        ours = sock.getsockname()
+        held = (*self.server.websockets.connections, *self.server.fronts)
+        return any(one._transport.get_extra_info("peername") == ours for one in held)
+
     def settle(self, *sockets: socket.socket) -> None:
         """Waits until the server has read all that was sent to it, and has answered."""
         deadline = time.monotonic() + PATIENCE

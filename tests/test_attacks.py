@@ -372,6 +372,8 @@ class Attack:
             self.peer.welcome = self.peer.until("session:welcome")["content"]
             self.own = self.peer.id = self.peer.welcome["id"]
         elif "advance" in step:
+            self.it.until(lambda: self.it.has_taken(sock) or not is_open(sock))
+            self.it.settle(sock)  # else its time would begin to run later
             self.there.pass_time(step["advance"])
         elif "settle" in step:
             self.it.settle(sock)

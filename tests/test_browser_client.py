@@ -740,9 +740,10 @@ async def test_errors_are_heard_but_those_of_the_data_channel(page: Page, peer: 
 
 @in_chromium
 async def test_an_error_that_nobody_hears_is_in_the_console(page: Page, peer: ScriptedPeer) -> None:
-    await start(page, peer)
-    link = await peer.link()
-    await link.joins()
-    async with page.expect_console_message() as message:
+    # Asked for before the page is there: the browser tells nothing of a console until it knows that somebody listens.
+    async with page.expect_console_message(lambda message: message.text.startswith("session.js")) as message:
+        await start(page, peer)
+        link = await peer.link()
+        await link.joins()
         await link.send("session:error", {"code": "malformed", "reason": "no join"})
     assert (await message.value).text == "session.js: malformed: no join"

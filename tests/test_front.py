@@ -12,6 +12,7 @@ import json
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -370,6 +371,7 @@ def test_who_goes_while_answered_leaves_nothing_behind(it: Serving) -> None:
     for _ in range(20):
         with it.tcp(receive_buffer=4096) as sock:
             sock.sendall(request("/big.js", {"Host": it.host}) * 3)
+            it.until(partial(it.has_taken, sock))
     it.until(lambda: not it.server.fronts)
     assert it.call(lambda: [len(rota) for rota in (it.server.heads, it.server.idle, it.server.answering)]) == [0, 0, 0]
 
