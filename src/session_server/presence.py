@@ -86,11 +86,14 @@ class Presence:
         self._counts.add(len(self))
         if len(self) > PEOPLE_LISTED:
             return []
-        people = {key: self._person(clients) for key, clients in self._people.items()}
-        for key, person in people.items():
-            if key in self._changed or key not in self._told:
+        people = []
+        for key, clients in self._people.items():
+            person = None if key in self._changed else self._told.get(key)
+            if person is None:
+                person = self._person(clients)
                 self._shown.setdefault(key, []).append(person)
-        return list(people.values())
+            people.append(person)
+        return people
 
     def diff(self) -> PresenceDiff | None:
         """What changed since the last call, or None. Its cost grows with the changes, not with the room."""

@@ -263,17 +263,21 @@ class Dtls:
             plaintext = self._records.open(datagram)
             return [plaintext] if plaintext else []
         found: list[bytes] = []
+        advances = False
         at, end = 0, len(datagram)
         while at < end:
             size = HEADER + int.from_bytes(datagram[at + 11 : at + 13], "big")
             if at + size > end or datagram[at + 1 : at + 3] not in VERSIONS:
                 self.malformed += 1
                 break
-            self._receive_record(datagram if size == end else datagram[at : at + size], now, found)
+            advances |= self._receive_record(datagram if size == end else datagram[at : at + size], now, found)
             at += size
+        if advances:
+            self._advance(now, found)
         return found
 
-    def _receive_record(self, record: bytes, now: float, found: list[bytes]) -> None:
+    def _receive_record(self, record: bytes, now: float, found: list[bytes]) -> bool:
+        """Whether OpenSSL has something to read now."""
         epoch = record[4] if record[3] == 0 else 256
         if self.state == "connected":
             if epoch == 1:
@@ -290,7 +294,8 @@ class Dtls:
                 connection = self._connection or self._open()
                 self._note(record, now)
                 connection.bio_write(record)
-                self._advance(now, found)
+                return True
+        return False
 
     def _note(self, record: bytes, now: float) -> None:
         """If the peer repeats what we have answered, it did not get the answer, and gets it again (RFC 6347 §4.2.4).

@@ -245,10 +245,11 @@ class DataChannels:
         address = client.links[0].address
         try:
             self.admit(address)
-            peer = self._peer(self._side, self._credentials(client), answer, address)
+            credentials = self._credentials(client)
+            peer = self._peer(self._side, credentials, answer, address)
         except LimitExceeded as error:
             raise ValueError(str(error)) from None
-        link = self._by_client[client] = SideLink(self, peer, self._credentials(client).ufrag, address, client)
+        link = self._by_client[client] = SideLink(self, peer, credentials.ufrag, address, client)
         self._begin(link)
 
     def hangup(self, client: Client) -> None:
