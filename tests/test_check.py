@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -22,7 +23,7 @@ from playwright.async_api import Page, expect
 from browser import in_chromium, page_fixture  # noqa: F401  (pytest finds the fixture `page` by it)
 from client_peer import in_loop
 from serving import Serving, serving
-from session_server import check, findings, probe
+from session_server import check, findings, http, probe
 from session_server.check import Doctor, Target
 from session_server.cli import main
 from session_server.findings import Finding, Level, SessionInfo
@@ -636,9 +637,29 @@ async def visited(page: Page, site: Serving) -> dict[str, str]:
     return {await line.locator("b").inner_text(): await line.get_attribute("class") or "" for line in lines}
 
 
+Constants = Callable[[str], None]
+
+
+@pytest.fixture
+def constants(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Constants:
+    """Serves the page with others: how many messages, and in ms how often, and how long it waits for what."""
+
+    def change(constants: str) -> None:
+        usual, page = "[100, 20, 3000, 1000, 5000]", tmp_path / "web" / "check.html"
+        shutil.copytree(http.WEB, page.parent)
+        text = page.read_text(encoding="utf-8")
+        assert usual in text
+        page.write_text(text.replace(usual, constants), encoding="utf-8")
+        monkeypatch.setattr(http, "WEB", page.parent)
+
+    return change
+
+
 @pytest.mark.timeout(60)
 @in_chromium
-async def test_the_page_of_a_healthy_server(site: Serving, page: Page) -> None:
+async def test_the_page_of_a_healthy_server(site: Serving, page: Page, constants: Constants) -> None:
+    """Its messages take longer than it may take to join: that limit once ended the sessions as well."""
+    constants("[100, 20, 3000, 1000, 3800]")
     said = await visited(page, site)
     assert [name for name in said if name not in {"messages", "datagrams"}] == [
         "TLS", "discovery", "WebSocket", "signalling", "UDP", "session.js", "clock"
@@ -655,10 +676,11 @@ async def test_the_page_of_a_healthy_server(site: Serving, page: Page) -> None:
 
 @pytest.mark.timeout(60)
 @in_chromium
-async def test_the_page_where_udp_does_not_arrive(page: Page) -> None:
+async def test_the_page_where_udp_does_not_arrive(page: Page, constants: Constants) -> None:
     with serving() as site:
         for one in site.server.channels._sockets.values():
             site.call(lambda one=one: site.loop.remove_reader(one.fileno()))
+        constants("[20, 20, 500, 1000, 5000]")
         said = await visited(page, site)
         await expect(page.locator("#verdict")).to_have_text("It works, by WebSocket alone.")
     assert said["signalling"] == "ok" and said["UDP"] == said["session.js"] == "warning"
@@ -667,8 +689,11 @@ async def test_the_page_where_udp_does_not_arrive(page: Page) -> None:
 
 @pytest.mark.timeout(60)
 @in_chromium
-async def test_the_page_of_a_server_whose_proxy_eats_the_upgrade(site: Serving, page: Page) -> None:
+async def test_the_page_of_a_server_whose_proxy_eats_the_upgrade(
+    site: Serving, page: Page, constants: Constants
+) -> None:
     async with spoiled(site, request=without("Upgrade", "Connection"), only="GET /session/") as proxy:
+        constants("[20, 20, 500, 1000, 500]")
         await page.goto(f"{proxy.url}/check")
         await expect(page.locator("#verdict")).to_have_text("Something is wrong.", timeout=40_000)
         await expect(page.locator("li.failed b")).to_have_text("WebSocket")

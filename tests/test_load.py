@@ -72,14 +72,18 @@ def test_those_that_are_not_let_in_are_counted_by_reason(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(("piece", "code", "error"), [("deaf", DEAF, "unknown"), ("bouncer", BOUNCER, "no dancing")])
-def test_what_a_room_refuses_is_told_and_counts_as_lost(piece: str, code: str, error: str) -> None:
+def test_what_a_room_refuses_is_told_and_counts_as_lost(
+    monkeypatch: pytest.MonkeyPatch, piece: str, code: str, error: str
+) -> None:
+    monkeypatch.setattr(load, "STRAGGLERS", 0.5)
     with serving({piece: code}) as site:
         outcome = play(site, Plan(clients=2, rate=10, seconds=0.3), piece)
     assert error in " ".join(outcome.errors) and not outcome.is_good
     assert outcome.reliable.latencies.count == 0 and outcome.reliable.lost == outcome.reliable.expected > 0
 
 
-def test_messages_over_the_servers_rate_are_told() -> None:
+def test_messages_over_the_servers_rate_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "STRAGGLERS", 0.5)
     with serving(message_rate=1.0, message_burst=3.0) as site:
         outcome = play(site, Plan(clients=2, rate=20, seconds=0.5))
     assert any(reason.startswith("rate: ") for reason in outcome.errors)
