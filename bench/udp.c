@@ -31,7 +31,7 @@
 #define AT_ONCE 16              /* connecting at the same time */
 #define PACE (1000 * MS / 80)   /* ns between two beginnings: a server may limit handshakes per second */
 #define PATIENCE 60.0           /* seconds for all to connect */
-#define ACK_EVERY (100 * MS)    /* docs/reference/wire.md, "Two links" */
+#define ACK_EVERY (250 * MS)    /* docs/reference/wire.md, "Two links" */
 #define PROBE_EVERY (1000 * MS)
 #define HELD (250 * MS)         /* a cycle's channel stays open so long: closed within 20 ms it ends the process of geckos.io */
 #define CHECK_EVERY 64          /* deliveries per full check */

@@ -134,6 +134,9 @@ class FakePeer:
         out, self.out = self.out, []
         return out
 
+    def send_at_once(self, batch: object, now: float) -> tuple[bytes, object]:
+        return b"a short cut", None
+
 
 def sent(seed: int = 1, **conditions: float) -> list[tuple[float, Any]]:
     """When each of a hundred datagrams arrives, 10 ms apart, both ways on two peers."""
@@ -163,6 +166,12 @@ def test_datagrams_are_late_lost_doubled_and_out_of_order_and_a_seed_repeats_it(
         numbers = [what[-1] for _, what in seen if what.startswith(b"down") is way]
         assert 60 < len(set(numbers)) < 95 and len(numbers) > len(set(numbers)) and numbers != sorted(numbers)
         assert all(0.049 < at - what[-1] * 0.01 < 0.151 for at, what in seen if what.startswith(b"down") is way)
+
+
+def test_nothing_takes_a_way_around_it() -> None:
+    world = World()
+    slow = SlowPeer(FakePeer(world), world.path(delay=0.1), world.path(delay=0.1), world.timers, lambda: None)
+    assert slow.send_at_once((), world.now) is None
 
 
 def test_some_overtake_where_that_is_asked_for() -> None:

@@ -213,7 +213,7 @@ class SlowPeer:
     which addresses are found and kept, are not."""
 
     def __init__(self, peer: Any, up: Path, down: Path, timers: Timers, mark: Callable[[], None]) -> None:
-        """`mark()`: it has something to send."""
+        """`mark()`: it has something to send, or events."""
         self._peer = peer
         self.up, self.down = up, down
         self._timers, self._mark = timers, mark
@@ -223,12 +223,16 @@ class SlowPeer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._peer, name)
 
-    def receive(self, datagram: bytes, address: Address, now: float) -> None:
+    def receive(self, datagram: bytes, address: Address, now: float) -> bool:
         if is_stun(datagram):
             self._peer.receive(datagram, address, now)
-            return
-        for when in self.up.datagram(len(datagram), now):
-            self._hold(when, now, partial(self._peer.receive, datagram, address))
+        else:
+            for when in self.up.datagram(len(datagram), now):
+                self._hold(when, now, partial(self._peer.receive, datagram, address))
+        return True
+
+    def send_at_once(self, batch: Any, now: float) -> None:
+        """Nothing takes a way around this one."""
 
     def transmit(self, now: float) -> list[tuple[bytes, Address]]:
         for datagram, address in self._peer.transmit(now):

@@ -54,6 +54,10 @@ class Peer(Protocol):
     def buffered(self) -> int:
         """Bytes that wait to be sent or acknowledged."""
 
+    @property
+    def arrived(self) -> int:
+        """Messages of those that may be lost that it has, ever."""
+
     def push(self, frame: Any, now: float, reliable: bool = False) -> bool:
         """False if it cannot be sent, and then it is lost."""
 
@@ -75,7 +79,7 @@ class Channels(Protocol):
         shed."""
 
     def mark(self, channel: Any) -> None:
-        """It has something to send."""
+        """It has something to send, or events."""
 
     def probe(self, link: Any, now: float) -> bool:
         """Sends `session:probe`."""
@@ -174,7 +178,7 @@ class Channel(Generic[AnyPeer]):
 class SideLink(Channel[AnyPeer]):
     """Beside the WebSocket of one of our own clients, for what may be lost: a `room.SideLink` once it is open."""
 
-    __slots__ = ("_acked", "_acked_at", "_received", "client", "route", "trust", "write")
+    __slots__ = ("_acked", "_acked_at", "_arrived", "_received", "client", "route", "trust", "write")
 
     def __init__(self, server: Channels, peer: AnyPeer, ufrag: str, address: str, client: Client) -> None:
         super().__init__(server, peer, ufrag, address, V1_DIALECT)
@@ -182,7 +186,8 @@ class SideLink(Channel[AnyPeer]):
         self.write: Write = self._write
         self.trust = Trust()
         self.route = Route.RELIABLE
-        self._received = 0  # messages, probes included
+        self._arrived = 0  # messages of ours, probes included
+        self._received = 0  # the client's, probes included
         self._acked = 0  # of them, as we have told the client
         self._acked_at = 0.0
 
@@ -237,7 +242,12 @@ class SideLink(Channel[AnyPeer]):
         self.look(now)
 
     def look(self, now: float) -> None:
-        """Tells what was received, keeps the judgement fresh, and follows it."""
+        """Tells what was received, keeps the judgement fresh, and follows it. That messages have arrived is seen by the
+        channel's own acknowledgements, sooner than the client says so."""
+        if self._arrived != self.peer.arrived:
+            self._arrived = self.peer.arrived
+            self.trust.rtt = self.client.links[0].rtt or 0.0
+            self.trust.acked(self._arrived, now)
         if self._received != self._acked and now - self._acked_at >= ACK_EVERY:
             self._acked, self._acked_at = self._received, now
             self.client.core.inbox.acknowledge(self.client, self._received)

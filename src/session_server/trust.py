@@ -11,7 +11,7 @@ from typing import Final
 DOUBT_AFTER: Final = 0.25  # seconds without an acknowledgement (or 4 × rtt): from here on, both links
 DEMOTE_AFTER: Final = 2.0  # seconds: from here on, the reliable link alone
 TRUST_AGAIN: Final = 30.0  # seconds after which the unreliable link gets another chance
-ACK_EVERY: Final = 0.1  # seconds between acknowledgements while datagrams flow (docs/decisions/0006)
+ACK_EVERY: Final = 0.1  # seconds between a server's acknowledgements while datagrams flow (docs/decisions/0006)
 PROBE_EVERY: Final = 1.0  # seconds without a message, after which a probe keeps the judgement fresh
 
 

@@ -784,3 +784,8 @@ class Peer:
     def buffered(self) -> int:
         """Bytes that wait to be sent or acknowledged."""
         return self._association.buffered if self._association is not None else 0
+
+    @property
+    def arrived(self) -> int:
+        """Messages that are sent once and that the peer has acknowledged, ever."""
+        return self._association.arrived if self._association is not None else 0

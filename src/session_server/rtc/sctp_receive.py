@@ -44,6 +44,11 @@ class Fragment:
 class Receiver:
     """What one association receives."""
 
+    __slots__ = (
+        "_blocks", "_expected", "_forwarded", "_fragments", "_held", "_max_message", "_ordered", "_out", "_packets",
+        "cumulative", "sack_at",
+    )  # fmt: skip
+
     def __init__(self, first_tsn: int, max_message: int, out: Callable[[Received], None]) -> None:
         """`out` gets the messages; longer ones than `max_message` bytes are dropped."""
         self.cumulative = first_tsn - 1  # TSN up to which all came

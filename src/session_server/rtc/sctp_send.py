@@ -151,10 +151,18 @@ class Outgoing:
 class Sender:
     """What one association sends."""
 
+    __slots__ = (
+        "_acked", "_due", "_flight", "_numbers", "_outstanding", "_packets", "_partial_acked", "_peer_window",
+        "_recover_until", "_reliable", "_reliable_size", "_rtt_variation", "_threshold", "_timed", "_tries", "_turn",
+        "_unreliable", "_unreliable_size", "arrived", "deadline", "forward_due", "next_tsn", "rto", "rtt", "shed",
+        "window",
+    )  # fmt: skip
+
     def __init__(self, first_tsn: int, window: int) -> None:
         """`window`: bytes that the peer takes, at first."""
         self.next_tsn = first_tsn
         self.shed = 0  # messages that grew too old while they waited
+        self.arrived = 0  # messages of those that are sent once
         self.rtt = 0.0  # seconds, smoothed; 0: not measured
         self.rto = RTO_FIRST
         self.deadline = inf  # T3 (§6.3)
@@ -369,7 +377,7 @@ class Sender:
         while outstanding and outstanding[0].last <= cumulative:
             one = outstanding.popleft()
             if one.state == UNDER_WAY:
-                acked += one.size
+                acked += self._arrive(one)
                 if one.left > newest:
                     newest = one.left
             one.state = ARRIVED
@@ -386,10 +394,16 @@ class Sender:
                 break
             if self._acked + blocks[block] <= one.first and one.state < ARRIVED:
                 if one.state == UNDER_WAY:
-                    acked += one.size
+                    acked += self._arrive(one)
                     newest = max(newest, one.left)
                 one.state = ARRIVED
         return acked, newest
+
+    def _arrive(self, one: Outgoing) -> int:
+        """Bytes that are not under way any more."""
+        if one.message.retransmits == 0 and one.fragment == 0:
+            self.arrived += one.message.count
+        return one.size
 
     def _miss(self, newest: int) -> None:
         """What left three packets before this one is lost (§7.2.4). The window is halved once per round trip.

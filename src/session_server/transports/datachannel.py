@@ -30,8 +30,8 @@ LABEL: Final = "session"  # of our own clients' channel
 PER_WAKE_UP: Final = 64  # datagrams read before anything else gets its turn
 LARGEST: Final = 2048  # bytes of a datagram that is read
 BUFFER: Final = 4 * 1024 * 1024  # bytes of the socket's own buffers
-TICK: Final = 0.02  # seconds between two looks at what is due
-CALM: Final = 25  # ticks between two looks at a channel of which nothing is expected soon
+TICK: Final = 0.04  # seconds between two looks at what is due
+CALM: Final = 12  # ticks between two looks at a channel of which nothing is expected soon
 HANDSHAKES: Final = 100.0  # per second; each costs a millisecond or two
 ATTEMPTS: Final = 0.25  # per second and address, for each peer that it may have; twice as many as peers at once
 MAX_EARLY: Final = 256  # checks that came before their answer
@@ -191,6 +191,7 @@ class DataChannels:
             try:
                 for data, address in channel.peer.transmit(now):
                     self._send(data, address)
+                self._take_events(channel, now)
             except Exception:
                 self._fail(channel)
 
@@ -420,7 +421,7 @@ class DataChannels:
             return 0
 
     def mark(self, channel: AnyChannel) -> None:
-        """It has something to send."""
+        """It has something to send, or events."""
         self._dirty.add(channel)
 
     def probe(self, link: SideLink[datachannel.Peer], now: float) -> bool:
