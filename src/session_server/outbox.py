@@ -179,7 +179,7 @@ class Outbox:
     def place(self, client: Seat) -> None:
         """Into the streams of those who are sent the same, by what this client's links can take now."""
         link, side = client._link, client._side_link
-        if link is not None:
+        if link is not None and client._stream is not None:
             self._write_out((client._stream, client._side))
         route = Route.RELIABLE if side is None else side.route
         unreliable = not client._behind and route is not Route.UNRELIABLE

@@ -247,7 +247,8 @@ class Classic(Dialect):
         return Extended(known.type, known.content, known.id, extra=extra)
 
     def encode(self, message: AnyMessage) -> bytes | None:
-        if message.__class__ is ClassicMessage:  # another classic client's, and most are
+        kind = message.__class__
+        if kind is ClassicMessage or (kind is Message and message.reliable is not False):  # as most are
             return encode_json(message)
         if isinstance(message, Binary | Beside):
             return None
@@ -487,7 +488,7 @@ def origin_allowed(origin: str | None, hosts: tuple[str, ...], listed: tuple[str
 
 def piece_of(slug: str) -> str:
     """The piece is the part before the first `~` or `:` (as in the page, disk.mjs)."""
-    return re.split("[~:]", slug, maxsplit=1)[0]
+    return slug.partition("~")[0].partition(":")[0]
 
 
 class Tickets:

@@ -25,11 +25,9 @@ from network import bent
 from session_server.rtc import datachannel, sctp, sctp_chunks, sdp, stun
 from session_server.rtc.datachannel import (
     AMPLIFICATION,
-    DCEP,
     MAX_CHANNELS,
     MAX_PATHS,
     PROBES,
-    Channel,
     ChannelClosed,
     Closed,
     Event,
@@ -38,6 +36,7 @@ from session_server.rtc.datachannel import (
     Options,
     Peer,
 )
+from session_server.rtc.dcep import DCEP, Channel
 from session_server.rtc.dtls import Certificate
 from session_server.rtc.stun import Address, Credentials
 

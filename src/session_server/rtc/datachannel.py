@@ -1,7 +1,7 @@
 """One remote peer and its data channels: datagrams and `now` in, events and datagrams out. No sockets, no rooms.
 
-ICE (RFC 8445: a lite agent as server, the least of a full one as client), consent (RFC 7675), and the data channels
-themselves (RFC 8831, RFC 8832), above `dtls` and `sctp`. What a peer sends never raises: it is counted, or ends it.
+ICE (RFC 8445: a lite agent as server, with `ice` as client), consent (RFC 7675), and the data channels themselves (RFC
+8831, RFC 8832), above `dtls` and `sctp`. What a peer sends never raises: it is counted, or ends it.
 
 Nobody can aim our datagrams at a stranger. An address counts as the peer's only once it has shown that it hears us: by
 the handshake, or by a nonce. Until then it is sent at most three times the bytes that came from it.
@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from struct import Struct
 from typing import Final
 
-from . import sctp, sdp, stun
+from . import dcep, sctp, sdp, stun
+from .dcep import Channel
 from .dtls import Certificate, Dtls
-from .sdp import Answer, Offer
+from .ice import Checks, Datagram
+from .sdp import Answer
 from .stun import Address, Credentials
 
 GECKOS: Final = "geckos.io"  # the label that the clients of that library wait for
@@ -26,20 +27,10 @@ MAX_PATHS: Final = 8  # addresses of one peer
 MAX_HELD: Final = 8  # datagrams that wait for an unproven address to send more
 MAX_CHANNELS: Final = 16  # that one peer may open
 MAX_SENT: Final = 256 * 1024  # bytes of one message that we send, even if the peer takes more
-MAX_LABEL: Final = 1024  # bytes of a channel's label and protocol together
 STREAM: Final = 1  # of the channel that the server opens: odd, as the DTLS server's are (RFC 8832 §6)
 SHORTEST_WAIT: Final = 0.005  # seconds between two calls of `run`: no layer below can keep a loop busy
 PROBES: Final = 5  # heartbeats to a new address, after which it must ask again
 PROBE_TIMEOUT: Final = 0.5  # seconds until the second, and then twice as long each time
-
-DCEP, TEXT, BINARY, EMPTY_TEXT, EMPTY_BINARY = 50, 51, 53, 56, 57  # payload protocol identifiers (RFC 8831 §8)
-DATA_CHANNEL_ACK, DATA_CHANNEL_OPEN = 2, 3  # RFC 8832 §8.2.1
-OPEN: Final = Struct("!BBHIHH")  # type, channel type, priority, reliability, label length, protocol length (§5.1)
-UNORDERED: Final = 0x80  # of a channel type
-RELIABLE, REXMIT, TIMED = 0, 1, 2
-PRIORITY: Final = 256  # "normal" (RFC 8831 §6.4); browsers ignore it
-
-Datagram = tuple[bytes, Address]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,42 +101,6 @@ class Path:
     held: list[bytes] = field(default_factory=list)  # what waits for credit
 
 
-@dataclass(slots=True)
-class Channel:
-    """RFC 8832 §5.1."""
-
-    label: str
-    protocol: str = ""
-    ordered: bool = False
-    max_retransmits: int | None = 0  # None = as often as it takes
-    open: bool = False
-
-    def encode(self) -> bytes:
-        """DATA_CHANNEL_OPEN."""
-        label, protocol = self.label.encode(), self.protocol.encode()
-        kind = (0 if self.ordered else UNORDERED) | (RELIABLE if self.max_retransmits is None else REXMIT)
-        head = OPEN.pack(DATA_CHANNEL_OPEN, kind, PRIORITY, self.max_retransmits or 0, len(label), len(protocol))
-        return head + label + protocol
-
-    @classmethod
-    def decode(cls, payload: bytes) -> Channel:
-        """Reads a DATA_CHANNEL_OPEN; raises ValueError."""
-        if len(payload) < OPEN.size:
-            raise ValueError(f"DATA_CHANNEL_OPEN of {len(payload)} bytes, expected at least {OPEN.size}")
-        _, kind, _, reliability, label_size, protocol_size = OPEN.unpack_from(payload)
-        if label_size + protocol_size > MAX_LABEL:
-            raise ValueError(f"label and protocol of {label_size + protocol_size} bytes, expected at most {MAX_LABEL}")
-        end = OPEN.size + label_size
-        if end + protocol_size != len(payload):
-            raise ValueError(f"DATA_CHANNEL_OPEN of {len(payload)} bytes, expected {end + protocol_size}")
-        if kind & ~UNORDERED > TIMED:
-            raise ValueError(f"channel type {kind:02x}, expected 00 to 02 or 80 to 82")
-        # A lifetime in ms is taken as "send it once": what that channel carries is as short-lived.
-        retransmits = {RELIABLE: None, REXMIT: reliability}.get(kind & ~UNORDERED, 0)
-        label, protocol = payload[OPEN.size : end].decode(), payload[end:].decode()
-        return cls(label, protocol, not kind & UNORDERED, retransmits, open=True)
-
-
 Frame = sctp.Message  # one that may be lost, made ready once for many peers
 
 
@@ -158,99 +113,14 @@ class Batch:
     size: int  # bytes on the wire
 
 
-def encode(data: str | bytes) -> tuple[int, bytes]:
-    """Its payload protocol identifier and payload; an empty message travels as one zero byte (RFC 8831 §6.6)."""
-    if isinstance(data, str):
-        return (TEXT, data.encode()) if data else (EMPTY_TEXT, b"\0")
-    return (BINARY, data) if data else (EMPTY_BINARY, b"\0")
-
-
-def decode(ppid: int, payload: bytes) -> str | bytes:
-    """Raises ValueError."""
-    if ppid == TEXT:
-        return payload.decode()
-    if ppid == BINARY:
-        return payload
-    if ppid == EMPTY_TEXT:
-        return ""
-    if ppid == EMPTY_BINARY:
-        return b""
-    raise ValueError(f"payload protocol identifier {ppid}, expected 50, 51, 53, 56 or 57")
-
-
 def pack(data: str | bytes) -> Frame:
     """For `Peer.push`, to any number of peers: all that is the same for each is done here."""
-    return Frame(STREAM, *encode(data))
+    return Frame(STREAM, *dcep.encode(data))
 
 
 def batch(frames: Sequence[Frame]) -> Batch:
     """The same for several messages, which leave together."""
     return Batch(frames, sctp.bundle(frames), sum([frame.size for frame in frames]))
-
-
-class Checks:
-    """The controlling side of ICE: which of the offered addresses answers, and whether it still does.
-
-    RFC 8445 §6.1.4.2 (pace), §7.2.2, §8.1.1 (nomination), RFC 7675 §5.1 (consent). A check nominates only once an
-    address has answered; so the server, which takes the first valid one, is moved at most once.
-    """
-
-    PACE: Final = 0.05  # seconds between first checks to different addresses
-    FIRST, LAST = 0.25, 2.0  # seconds until a check is repeated: at first, at most
-    CONSENT: Final = 5.0  # seconds, ± 20 %
-    OUTSTANDING: Final = 64  # transactions that may still be answered
-
-    def __init__(
-        self, offer: Offer, local: Credentials, random: Callable[[int], bytes], now: float, priority: int = 0x6EFFFFFF
-    ) -> None:
-        self._remote, self._local = offer.credentials, local
-        self._random = random
-        self._tie_breaker = random(8)
-        self._priority = priority  # of a peer-reflexive candidate, type preference 110 (§7.1.1)
-        self._waiting: list[tuple[float, int, Address]] = [  # when, how many were sent before, to whom
-            (now + number * self.PACE, 0, (candidate.host, candidate.port))
-            for number, candidate in enumerate(offer.candidates)
-        ]
-        self._asked: dict[bytes, Address] = {}  # transaction → whom
-        self.chosen: Address | None = None
-
-    @property
-    def next_deadline(self) -> float:
-        return min((when for when, _, _ in self._waiting), default=inf)
-
-    def run(self, now: float) -> list[Datagram]:
-        """What is to be asked now."""
-        due = [one for one in self._waiting if one[0] <= now]
-        self._waiting = [one for one in self._waiting if one[0] > now]
-        for _, count, address in due:
-            self._waiting.append((now + min(self.FIRST * 2**count, self.LAST), min(count + 1, 8), address))
-        return [(self._ask(address), address) for _, _, address in due]
-
-    def _ask(self, address: Address) -> bytes:
-        transaction = self._random(12)
-        self._asked[transaction] = address
-        if len(self._asked) > self.OUTSTANDING:
-            del self._asked[next(iter(self._asked))]
-        nominate = self.chosen is not None
-        return stun.check(
-            transaction, self._local.ufrag, self._remote, self._priority, self._tie_breaker, nominate=nominate
-        )
-
-    def answered(self, message: stun.Message, address: Address, now: float) -> bool:
-        """Whether this is a proven answer, from where the question went (§7.2.5.2.1)."""
-        asked = self._asked.get(message.transaction)
-        if asked is None or asked[:2] != address[:2] or message.kind != stun.SUCCESS:
-            return False
-        if not message.is_from(self._remote.password):
-            return False
-        del self._asked[message.transaction]
-        if self.chosen is None:
-            self.chosen = address
-            self._waiting = [(now, 0, address)]  # nominates at once
-        else:
-            wait = self.CONSENT * (0.8 + 0.4 * self._random(1)[0] / 255)
-            self._waiting = [(now + wait, 0, self.chosen)]
-        return True
 
 
 class Peer:
@@ -551,7 +421,7 @@ class Peer:
         if self._checks is None and label is not None and STREAM not in self._channels:
             channel = self._channels[STREAM] = Channel(label, self._options.protocol)
             self._main = STREAM
-            association.send(STREAM, DCEP, channel.encode())
+            association.send(STREAM, dcep.DCEP, channel.encode())
 
     def _restarted(self, association: sctp.Association, now: float) -> None:
         """The peer has forgotten all channels (RFC 9260 §5.2.4.1): its own are closed, and ours is offered again."""
@@ -571,7 +441,7 @@ class Peer:
                 self._switch(path)
 
     def _receive_message(self, stream: int, ppid: int, payload: bytes, now: float) -> None:
-        if ppid == DCEP:
+        if ppid == dcep.DCEP:
             self._receive_dcep(stream, payload, now)
             return
         channel = self._channels.get(stream)
@@ -581,7 +451,7 @@ class Peer:
         if not channel.open:  # it came before, or with, the acknowledgement, which says no more than it does
             self._opened(stream, channel)
         try:
-            self._events.append(Message(decode(ppid, payload), stream))
+            self._events.append(Message(dcep.decode(ppid, payload), stream))
         except ValueError:
             self.counters.bad_message += 1
 
@@ -602,7 +472,7 @@ class Peer:
             return
         assert self._association is not None
         self._channels[stream] = channel
-        self._association.send(stream, DCEP, b"\2")
+        self._association.send(stream, dcep.DCEP, b"\2")
         if self._main is None:
             self._main = stream
         self._opened(stream, channel)
@@ -630,7 +500,7 @@ class Peer:
 
     def send(self, data: str | bytes, now: float, stream: int | None = None) -> bool:
         """One message, on the main channel or another open one; False if it cannot be sent, and then it is lost."""
-        ppid, payload = encode(data)
+        ppid, payload = dcep.encode(data)
         return self._send(ppid, payload, now, self._main if stream is None else stream)
 
     def _send(self, ppid: int, payload: bytes, now: float, stream: int | None) -> bool:
