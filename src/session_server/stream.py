@@ -47,8 +47,7 @@ class Stream(Generic[Client, Item]):
     def add(self, client: Client, write: Write) -> None:
         """From now on; what was pushed before in this tick is not for this client."""
         self.members[client] = write
-        if self._frames:
-            self._edits[client] = [(0, len(self._frames), b"")]
+        self._edits[client] = [(0, len(self._frames), b"")]
 
     def remove(self, client: Client) -> None:
         """What is pending for this client is forgotten."""
