@@ -24,10 +24,11 @@ setup: $(VENV)/.run ## make .venv and install the server in it
 run: $(VENV)/.run ## serve the example pieces on http://localhost:8889
 	@$(BIN)/session-server dev pieces $(ARGS)
 
+# Three at a time on whatever machine: half of the time a test waits. For a debugger: make test ARGS="-n 0 --pdb".
 test: $(VENV)/.dev ## run all tests, in a real Chromium too
 	@scripts/ensure-chromium >/dev/null
 	@scripts/ensure-geckos
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(ARGS)
 
 check: $(VENV)/.dev node_modules/.package-lock.json ## format, lint and types, of the browser client too
 	$(BIN)/ruff format --check .

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import ssl
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -77,9 +78,12 @@ def caddy(
 
 
 def free_port() -> int:
-    """One that nobody had just now, for programs that cannot say which they chose."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """One that nobody has, for programs that are told theirs. From below those that the system gives to whoever asks
+    for any (Linux: 32768 and up), else another test could be given it meanwhile."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def wait_for(proxy: Proxy, name: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from proxy import free_port
 from serving import CUT, V1, Cut, Peer, masked, read_answers, request, upgrade_head
 from serving import connect as plug
 from session_server.cli import main
@@ -83,9 +84,7 @@ def test_a_stop_under_load_lets_all_go_with_1012_and_exits_0(tmp_path: Path, num
 def test_port_0_and_the_port_in_the_environment(tmp_path: Path) -> None:
     with started(*serve(tmp_path)) as (_, port):
         assert port > 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        number = free.getsockname()[1]
+    number = free_port()
     flags = ("serve", "--host", "127.0.0.1", "--pieces", str(tmp_path))
     with started(*flags, PORT=str(number)) as (_, port):
         assert port == number
