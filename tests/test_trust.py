@@ -125,3 +125,38 @@ def test_a_silent_link_is_never_used_alone_whatever_came_before(steps: list[tupl
         assert 0 <= trust.loss <= 1
     trust.sent(now)
     assert trust.route(now + DOUBT_AFTER) is not Route.UNRELIABLE
+
+
+def test_what_was_sent_since_an_acknowledgement_waits_from_then_on() -> None:
+    """One that is looked at later than it came."""
+    trust = proven()
+    for now in (10.0, 10.1, 10.2):
+        trust.sent(now)
+    trust.acked(2, 10.05)  # the link died after it
+    assert trust.route(10.29) is Route.UNRELIABLE
+    assert trust.route(10.05 + DOUBT_AFTER) is Route.BOTH
+
+
+def test_what_was_sent_before_an_acknowledgement_and_is_not_in_it_waits_for_nothing() -> None:
+    trust = proven()
+    trust.sent(10.0)
+    trust.sent(10.1)
+    trust.acked(2, 10.2)  # one of them is lost
+    assert trust.route(1000.0) is Route.UNRELIABLE
+
+
+steps = st.lists(st.tuples(st.sampled_from(["sent", "acked"]), st.floats(0, 3)), max_size=12)
+
+
+@given(steps, st.floats(0, 0.999))
+def test_nothing_changes_before_the_next_look(steps: list[tuple[str, float]], share: float) -> None:
+    trust, now = Trust(), 100.0
+    for what, seconds in steps:
+        now += seconds
+        trust.sent(now) if what == "sent" else trust.acked(trust._sent, now)
+        if trust.wants_probe(now):
+            trust.sent(now)
+        route, due = trust.route(now), trust.next_look(now)
+        assert due > now
+        before = now + share * (due - now)
+        assert trust.route(before) is route and not trust.wants_probe(before - 1e-6)

@@ -58,6 +58,10 @@ class Peer(Protocol):
     def arrived(self) -> int:
         """Messages of those that may be lost that it has, ever."""
 
+    @property
+    def acked_at(self) -> float:
+        """When it last said so."""
+
     def push(self, frame: Any, now: float, reliable: bool = False) -> bool:
         """False if it cannot be sent, and then it is lost."""
 
@@ -128,8 +132,8 @@ class Channel(Generic[AnyPeer]):
     """One peer's data channel, of either kind of client."""
 
     __slots__ = (
-        "_server", "address", "addresses", "deaf_until", "dialect", "heard", "is_open", "kind", "local", "pack", "peer",
-        "turn", "ufrag",
+        "_server", "address", "addresses", "deaf_until", "dialect", "heard", "is_open", "kind", "local", "look_at",
+        "pack", "peer", "ufrag",
     )  # fmt: skip
 
     def __init__(self, server: Channels, peer: AnyPeer, ufrag: str, address: str, dialect: Dialect) -> None:
@@ -144,7 +148,7 @@ class Channel(Generic[AnyPeer]):
         self.deaf_until = 0.0
         self.heard = 0.0  # when something last came from an address that is its own
         self.is_open = False
-        self.turn = 0  # of the transport's timer, in which it is looked at
+        self.look_at = 0.0  # when its peer or itself has something to do
         self._server = server
 
     def rest(self, client: Client, now: float) -> None:
@@ -165,10 +169,9 @@ class Channel(Generic[AnyPeer]):
         """Time has passed."""
         raise NotImplementedError
 
-    @property
-    def restless(self) -> bool:
-        """Something is expected soon, so a look once in half a second is not enough."""
-        return False
+    def next_look(self, now: float) -> float:
+        """When another one is due, if nothing happens before."""
+        return inf
 
     def ended(self, clean: bool) -> None:
         """Nothing can be sent or comes any more."""
@@ -247,7 +250,7 @@ class SideLink(Channel[AnyPeer]):
         if self._arrived != self.peer.arrived:
             self._arrived = self.peer.arrived
             self.trust.rtt = self.client.links[0].rtt or 0.0
-            self.trust.acked(self._arrived, now)
+            self.trust.acked(self._arrived, self.peer.acked_at)
         if self._received != self._acked and now - self._acked_at >= ACK_EVERY:
             self._acked, self._acked_at = self._received, now
             self.client.core.inbox.acknowledge(self.client, self._received)
@@ -258,9 +261,9 @@ class SideLink(Channel[AnyPeer]):
             self.route = route
             self.client.core.outbox.rerouted(self.client)
 
-    @property
-    def restless(self) -> bool:
-        return self._received != self._acked or self.trust.waits
+    def next_look(self, now: float) -> float:
+        due = self.trust.next_look(now)
+        return due if self._received == self._acked else min(due, self._acked_at + ACK_EVERY)
 
     def close(self, code: int, reason: str) -> None:
         self._server.hangup(self.client)
@@ -398,3 +401,6 @@ class GeckosLink(Channel[AnyPeer]):
     def look(self, now: float) -> None:
         if self._held is not None and now >= self._hears_at:
             self._listens(now)
+
+    def next_look(self, now: float) -> float:
+        return inf if self._held is None else self._hears_at

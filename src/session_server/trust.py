@@ -58,9 +58,9 @@ class Trust:
         if self._waits_since is None:
             self._waits_since = now
 
-    def acked(self, received: int, now: float) -> None:
-        """The other side has received so many messages in all. It cannot have received more than were sent, or fewer
-        than before: such a claim is ignored."""
+    def acked(self, received: int, at: float) -> None:
+        """The other side has received so many messages in all; `at`: when it said so. It cannot have received more than
+        were sent, or fewer than before: such a claim is ignored."""
         if not self._acked < received <= self._sent:
             return
         # Of late, each acknowledgement counting a fifth less than the next. Not share by share: what comes with the
@@ -69,13 +69,9 @@ class Trust:
         self._acked_lately += received - self._acked - 0.2 * self._acked_lately
         self.loss = max(0.0, 1 - self._acked_lately / self._sent_lately) if self._sent_lately else 0.0
         self._acked, self._sent_by_ack = received, self._sent
-        self._proven = now >= self._rejected_until  # else it is of a time before the doubt, and proves nothing of now
-        self._waits_since = None  # what is under way may be lost, and that is no sign of death: the next one counts
-
-    @property
-    def waits(self) -> bool:
-        """For an acknowledgement."""
-        return self._waits_since is not None
+        self._proven = at >= self._rejected_until  # else it is of a time before the doubt, and proves nothing of now
+        # What was under way may be lost, and that is no sign of death: what was sent since counts.
+        self._waits_since = at if self._sent_at > at else None
 
     def route(self, now: float) -> Route:
         """Also notes when trust is lost, and when it may be earned again."""
@@ -93,3 +89,13 @@ class Trust:
     def wants_probe(self, now: float) -> bool:
         """Nothing was sent for a while, and the link is not rejected: a probe shows whether it lives."""
         return now >= self._rejected_until and now - self._sent_at >= PROBE_EVERY
+
+    def next_look(self, now: float) -> float:
+        """When `route` may be another one, or a probe wanted, if until then nothing is sent or acknowledged."""
+        if now < self._rejected_until:
+            return self._rejected_until
+        probe = self._sent_at + PROBE_EVERY
+        if self._waits_since is None:
+            return probe
+        doubt = self._waits_since + max(DOUBT_AFTER, 4 * self.rtt)
+        return min(probe, doubt if doubt > now else self._waits_since + DEMOTE_AFTER)

@@ -659,3 +659,8 @@ class Peer:
     def arrived(self) -> int:
         """Messages that are sent once and that the peer has acknowledged, ever."""
         return self._association.arrived if self._association is not None else 0
+
+    @property
+    def acked_at(self) -> float:
+        """When it last acknowledged something."""
+        return self._association.acked_at if self._association is not None else -inf

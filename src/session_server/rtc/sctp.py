@@ -139,6 +139,11 @@ class Association:
         return self._arrived + self._sender.arrived
 
     @property
+    def acked_at(self) -> float:
+        """When something last arrived."""
+        return self._sender.acked_at
+
+    @property
     def rtt(self) -> float:
         """Seconds, smoothed; 0: not measured."""
         return self._sender.rtt

@@ -154,8 +154,8 @@ class Sender:
     __slots__ = (
         "_acked", "_due", "_flight", "_numbers", "_outstanding", "_packets", "_partial_acked", "_peer_window",
         "_recover_until", "_reliable", "_reliable_size", "_rtt_variation", "_threshold", "_timed", "_tries", "_turn",
-        "_unreliable", "_unreliable_size", "arrived", "deadline", "forward_due", "next_tsn", "rto", "rtt", "shed",
-        "window",
+        "_unreliable", "_unreliable_size", "acked_at", "arrived", "deadline", "forward_due", "next_tsn", "rto", "rtt",
+        "shed", "window",
     )  # fmt: skip
 
     def __init__(self, first_tsn: int, window: int) -> None:
@@ -163,6 +163,7 @@ class Sender:
         self.next_tsn = first_tsn
         self.shed = 0  # messages that grew too old while they waited
         self.arrived = 0  # messages of those that are sent once
+        self.acked_at = -inf  # when something last arrived
         self.rtt = 0.0  # seconds, smoothed; 0: not measured
         self.rto = RTO_FIRST
         self.deadline = inf  # T3 (§6.3)
@@ -355,6 +356,8 @@ class Sender:
             acked_beyond, newest_beyond = self._take_gaps(unpack_from(f"!{2 * gaps}H", packet, at + 16))
             acked, newest = acked + acked_beyond, max(newest, newest_beyond)
         self._flight -= acked
+        if acked:
+            self.acked_at = now
         timed = self._timed
         if timed is not None and timed[0].state == ARRIVED:
             self._measure(now - timed[1])

@@ -31,7 +31,7 @@ PER_WAKE_UP: Final = 64  # datagrams read before anything else gets its turn
 LARGEST: Final = 2048  # bytes of a datagram that is read
 BUFFER: Final = 4 * 1024 * 1024  # bytes of the socket's own buffers
 TICK: Final = 0.04  # seconds between two looks at what is due
-CALM: Final = 12  # ticks between two looks at a channel of which nothing is expected soon
+SOON: Final = 0.2  # seconds after which something sent may be due again, at the earliest: no time-out is shorter
 HANDSHAKES: Final = 100.0  # per second; each costs a millisecond or two
 ATTEMPTS: Final = 0.25  # per second and address, for each peer that it may have; twice as many as peers at once
 MAX_EARLY: Final = 256  # checks that came before their answer
@@ -75,9 +75,6 @@ class DataChannels:
         self._frames: dict[bytes, tuple[bool, datachannel.Frame]] = {}  # packed message → reliable, made ready
         self._split: tuple[bytes, tuple[datachannel.Batch, list[datachannel.Frame]]] = (b"", (NOTHING, []))
         self._timer: asyncio.TimerHandle | None = None
-        self._ticks = 0
-        self._turns: list[set[AnyChannel]] = [set() for _ in range(CALM)]  # all channels: one turn with each tick
-        self._busy: set[AnyChannel] = set()  # of them, those that are looked at with every tick
 
     def __len__(self) -> int:
         return len(self._by_ufrag)
@@ -148,8 +145,8 @@ class DataChannels:
                 self._follow(channel, now)
             if first > 3 or self._by_address.get(address) is channel:
                 channel.heard = now
-            self._busy.add(channel)
             if something:
+                channel.look_at = 0.0
                 self._take_events(channel, now, clean=True)
                 self._dirty.add(channel)
         except Exception:
@@ -186,8 +183,8 @@ class DataChannels:
         """Sends what is due to all who have something."""
         dirty, self._dirty = self._dirty, set()
         self._frames.clear()
-        self._busy |= dirty
         for channel in dirty:
+            channel.look_at = min(channel.look_at, now + SOON)
             try:
                 for data, address in channel.peer.transmit(now):
                     self._send(data, address)
@@ -312,9 +309,6 @@ class DataChannels:
         if early is not None and now - early[0] < EARLY_FOR:
             self._receive(early[1], early[2], now)
             self._wake(0.0)
-        channel.turn = len(self._by_ufrag) % CALM
-        self._turns[channel.turn].add(channel)
-        self._busy.add(channel)
         if self._timer is None:
             self._timer = self._loop.call_later(TICK, self._tick)
 
@@ -355,39 +349,31 @@ class DataChannels:
             if self._by_address.get(address) is channel:
                 del self._by_address[address]
         self._per_address.give_back(network(channel.address))
-        self._turns[channel.turn].discard(channel)
         channel.is_open = False
         return True
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """Whose time has come? One timer for all peers: the busy ones are looked at every time, each of the others once
-        in CALM times."""
+        """Whose time has come? One timer for all peers."""
         now = self.clock()
         self.rooms.enter(now)
-        self._ticks += 1
-        self._busy |= self._turns[self._ticks % CALM]
-        for channel in tuple(self._busy):
+        for channel in [one for one in self._by_ufrag.values() if one.look_at <= now]:
             self._look(channel, now)
         if self._dirty:
             self._wake(0.0)
-        self._timer = self._loop.call_later(TICK, self._tick) if self._by_ufrag or self._busy else None
+        self._timer = self._loop.call_later(TICK, self._tick) if self._by_ufrag else None
 
     def _look(self, channel: AnyChannel, now: float) -> None:
-        if self._by_ufrag.get(channel.ufrag) is not channel:
-            self._busy.discard(channel)
-            return
         try:
-            due = channel.peer.next_deadline
-            if due <= now:
-                channel.peer.run(now)
+            peer = channel.peer
+            if peer.next_deadline <= now:
+                peer.run(now)
                 self._take_events(channel, now)
                 self._dirty.add(channel)
             if channel.is_open:
                 channel.look(now)
-            if due > now + CALM * TICK and not channel.restless:
-                self._busy.discard(channel)
+            channel.look_at = min(peer.next_deadline, channel.next_look(now))
         except Exception:
             self._fail(channel)
 
@@ -411,7 +397,8 @@ class DataChannels:
         try:
             datagram = channel.peer.send_at_once(batch, now)
             if datagram is not None:
-                self._busy.add(channel)
+                if channel.look_at > now + SOON:
+                    channel.look_at = now + SOON
                 self._send(*datagram)
                 return len(batch.frames)
             self._dirty.add(channel)
