@@ -213,14 +213,13 @@ class Peer:
     def receive(self, datagram: bytes, address: Address, now: float) -> bool:
         """Any bytes from anywhere. False: there are no events, and `transmit` has nothing to send, as after nearly
         every acknowledgement."""
-        first = datagram[0] if datagram else 255
         if self.state == "closed":
             return False
-        if 20 <= first <= 63:  # RFC 7983 §7
-            path = self._paths.get(address)
-            if path is not None:
-                return self._receive_dtls(datagram, path, now)
-        elif first <= 3:
+        first = datagram[0] if datagram else 255
+        path = self._paths.get(address)
+        if path is not None and 20 <= first <= 63:  # RFC 7983 §7
+            return self._receive_dtls(datagram, path, now)
+        if first <= 3:
             self._receive_stun(datagram, address, now)
             return True
         self.counters.stray += 1

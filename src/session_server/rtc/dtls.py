@@ -455,10 +455,10 @@ class Dtls:
 
     def seal(self, plaintext: bytes) -> bytes:
         """The same, for the caller to send: it is not among `take_datagrams`."""
+        if self._records is not None and self.state == "connected":
+            return self._records.seal(plaintext)
         if self.state != "connected":
             raise DtlsError(f"send in state {self.state!r}, expected 'connected'")
-        if self._records is not None:
-            return self._records.seal(plaintext)
         assert self._connection is not None
         self._connection.send(plaintext)
         return self._connection.bio_read(65536)

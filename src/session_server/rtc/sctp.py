@@ -221,9 +221,9 @@ class Association:
     def is_due(self, now: float) -> bool:
         """Whether `transmit` may have something to send."""
         sender = self._sender
-        return (
-            sender.waits or sender.forward_due or bool(self._control or self._answer) or self._receiver.sack_at <= now
-        )
+        if self._control or self._answer or sender.forward_due or self._receiver.sack_at <= now:
+            return True
+        return sender.waits
 
     def _transmit_control(self, packets: wire.Packets, now: float) -> None:
         """What goes before the data, and a SACK that is due, or that costs nothing since others leave."""

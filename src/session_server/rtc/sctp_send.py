@@ -138,13 +138,15 @@ class Outgoing:
 
     __slots__ = ("first", "fragment", "last", "left", "lost", "message", "size", "state")
 
-    def __init__(self, message: Once, fragment: int, first: int, last: int, size: int, state: int) -> None:
+    def __init__(
+        self, message: Once, fragment: int, first: int, last: int, size: int, state: int = DUE, left: int = 0
+    ) -> None:
         self.message = message
         self.fragment = fragment  # number of the chunk in it
         self.first, self.last = first, last  # TSNs
         self.size = size  # bytes on the wire
         self.state = state
-        self.left = 0  # number of the packet in which it left last
+        self.left = left  # number of the packet in which it left last
         self.lost = 0  # times
 
 
@@ -259,13 +261,12 @@ class Sender:
 
     def send_at_once(self, item: Once, now: float) -> bytes | None:
         """The chunks of a bundle that may leave now, alone and before anything else; None: it must wait its turn."""
-        if not isinstance(item, Bundle) or self.waits or self.forward_due:
+        flight, tsn = self._flight, self.next_tsn
+        if self._unreliable or self._reliable or self._due or self.forward_due or not isinstance(item, Bundle):
             return None
-        if self._flight >= self.window or self._flight >= self._peer_window:
+        if flight >= self.window or flight >= self._peer_window or tsn > self._acked + MAX_OUTSTANDING:
             return None
-        if self.next_tsn > self._acked + MAX_OUTSTANDING:
-            return None
-        content = item.content(self.next_tsn)
+        content = item.content(tsn)
         self._has_left(self._leave_together(item, self._packets), now)
         return content
 
@@ -290,9 +291,8 @@ class Sender:
     def _leave_together(self, item: Bundle, packet: int) -> Outgoing:
         """A bundle takes its TSNs, in the packet of this number."""
         first, size = self.next_tsn, item.size
-        self.next_tsn = first + item.count
-        one = Outgoing(item, 0, first, self.next_tsn - 1, size, UNDER_WAY)
-        one.left = packet
+        self.next_tsn = after = first + item.count
+        one = Outgoing(item, 0, first, after - 1, size, UNDER_WAY, packet)
         self._outstanding.append(one)
         self._flight += size
         return one
@@ -316,7 +316,7 @@ class Sender:
             self._numbers[message.stream] = message.number + 1 & 0xFFFF
             message.chunks = message.fragment()
         for fragment, data in enumerate(message.chunks):
-            one = Outgoing(message, fragment, self.next_tsn, self.next_tsn, data.size, DUE)
+            one = Outgoing(message, fragment, self.next_tsn, self.next_tsn, data.size)
             self.next_tsn += 1
             self._outstanding.append(one)
             self._due.append(one)
@@ -380,7 +380,8 @@ class Sender:
         while outstanding and outstanding[0].last <= cumulative:
             one = outstanding.popleft()
             if one.state == UNDER_WAY:
-                acked += self._arrive(one)
+                acked += one.size
+                self._count_arrival(one)
                 if one.left > newest:
                     newest = one.left
             one.state = ARRIVED
@@ -397,16 +398,16 @@ class Sender:
                 break
             if self._acked + blocks[block] <= one.first and one.state < ARRIVED:
                 if one.state == UNDER_WAY:
-                    acked += self._arrive(one)
+                    acked += one.size
+                    self._count_arrival(one)
                     newest = max(newest, one.left)
                 one.state = ARRIVED
         return acked, newest
 
-    def _arrive(self, one: Outgoing) -> int:
-        """Bytes that are not under way any more."""
-        if one.message.retransmits == 0 and one.fragment == 0:
-            self.arrived += one.message.count
-        return one.size
+    def _count_arrival(self, one: Outgoing) -> None:
+        message = one.message
+        if message.retransmits == 0 and one.fragment == 0:  # a long one counts with its first part
+            self.arrived += message.count
 
     def _miss(self, newest: int) -> None:
         """What left three packets before this one is lost (§7.2.4). The window is halved once per round trip.
