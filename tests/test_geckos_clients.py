@@ -157,6 +157,9 @@ async def test_two_clients_hear_each_other_as_the_policy_says(site: Serving, pag
     await page.evaluate("""async () => {
         window.ada = await connect({});
         window.bob = await connect({});
+    }""")
+    site.until(lambda: len(room(site, "lobby").clients) == 2)  # the server knows, too, that their channels are open
+    await page.evaluate("""() => {
         ada.emit("fairy:point", JSON.stringify({ x: 0.5 }));
         ada.emit("tv", JSON.stringify(1));
         ada.emit("sendOverDataChannel", { data: { tv: "faked" } });  // D28: an event of the library itself
