@@ -1157,3 +1157,49 @@ def test_whole_bundles_are_shed_and_each_message_in_them_counts() -> None:
     shed = sum(pair.a.push((item,), item.size) for _ in range(pushed))
     assert shed == pair.a.shed and shed % 4 == 0
     assert STALE - item.size <= (4 * pushed - shed) / 4 * item.size <= STALE + item.size
+
+
+def test_a_sack_that_nothing_waits_for_is_read_when_something_does() -> None:
+    pair = connected()
+    (item,) = bundle([Message(1, BINARY, b"x" * 100)])
+
+    def exchange() -> bool:
+        """One bundle, and the SACK for it."""
+        packet = pair.a.send_at_once(item, pair.now)
+        assert packet is not None
+        pair.b.receive(packet, pair.now)
+        (sack,) = pair.b.transmit(pair.now + 1)
+        return pair.a.receive(sack, pair.now)
+
+    exchange()
+    assert pair.a.arrived == 1 and pair.a.acked_at == pair.now  # this one measured the way
+    for _ in range(5):
+        pair.now += 0.01
+        assert not exchange()
+    assert pair.a.arrived == 1 and pair.a.buffered == 6 * item.size - item.size
+    pair.a.run(pair.now)
+    assert pair.a.arrived == 6 and pair.a.buffered == 0 and pair.a.acked_at == pair.now
+    for _ in range(300):
+        pair.now += 0.0001
+        exchange()
+        assert pair.a.buffered <= pair.a._sender.window / 2 + item.size
+    assert pair.a.arrived > 250
+    pair.now += 0.1
+    exchange()
+    assert pair.a.arrived == 307 and pair.a.acked_at == pair.now  # time to measure again
+
+
+def test_a_sack_that_waits_is_still_held_against_the_checksum() -> None:
+    pair = connected()
+    (item,) = bundle([Message(1, BINARY, b"x" * 100)])
+    for number in range(2):
+        packet = pair.a.send_at_once(item, pair.now)
+        assert packet is not None
+        pair.b.receive(packet, pair.now)
+        (sack,) = pair.b.transmit(pair.now + 1)
+        if number == 0:
+            pair.a.receive(sack, pair.now)
+    pair.a.receive(sack[:-1] + bytes([sack[-1] ^ 1]), pair.now)
+    ignored = pair.a.ignored
+    pair.a.run(pair.now)
+    assert pair.a.ignored == ignored + 1 and pair.a.arrived == 1

@@ -359,10 +359,12 @@ class Peer:
                 self._end(dtls.reason)
             return True
         self._heard = now
+        something = False
         for packet in packets:
             if association.receive(packet, now):
                 self._collect(now)
-        return bool(self._events) or association.is_due(now)
+                something = True
+        return something
 
     def _receive_early(self, datagram: bytes, path: Path, now: float) -> None:
         """In the handshake, or from an address that is not proven."""

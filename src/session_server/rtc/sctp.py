@@ -37,7 +37,8 @@ COOKIE_LIFE: Final = 60.0  # seconds (§15)
 COOKIE: Final = Struct("!LLLLLLLd")  # both tags, both first TSNs, the peer's window, both tags of before, when
 DENIED, PERFORMED, IN_PROGRESS = 2, 1, 6  # results of a stream reset (RFC 6525 §4.4)
 MAX_RESETS: Final = 256  # streams in one request
-SACK_ALONE: Final = wire.CHUNK.pack(wire.SACK, 0, 16)  # one without gaps
+SACK_ALONE: Final = wire.CHUNK.pack(wire.SACK, 0, 16)  # one without gaps, as nearly all are
+ALONE: Final = 28  # bytes of a packet with it and nothing else
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class Association:
     __slots__ = (
         "_answer", "_arrived", "_control", "_events", "_first_tsn", "_max_message", "_nonce", "_packets", "_peer_reset",
         "_peer_tag", "_random", "_receiver", "_repeated", "_reset", "_reset_number", "_resets", "_secret", "_sender",
-        "_state", "_tag", "_to_us", "ignored",
+        "_state", "_tag", "_to_us", "_unread", "ignored",
     )  # fmt: skip
 
     def __init__(self, *, random: Callable[[int], bytes], max_message: int = 65536) -> None:
@@ -117,6 +118,7 @@ class Association:
         self._reset: Repeated | None = None
         self._resets: set[int] = set()  # streams still to be reset
         self._peer_reset = peer_tsn - 1  # number of the peer's last request
+        self._unread: tuple[bytes, float] | None = None  # a packet with a SACK alone, and when it came
 
     def _number(self) -> int:
         return int.from_bytes(self._random(4), "big")
@@ -205,6 +207,7 @@ class Association:
     def transmit(self, now: float) -> list[bytes]:
         """What is due: control chunks, a SACK, DATA as far as both windows allow; as few packets as hold them."""
         packets, sender = self._packets, self._sender
+        self._catch_up()
         if self._control or self._answer or sender.forward_due or self._receiver.sack_at < inf:
             self._transmit_control(packets, now)
         if self._state == "established":
@@ -253,6 +256,7 @@ class Association:
 
     def run(self, now: float) -> None:
         """All that is due; `transmit` sends it."""
+        self._catch_up()
         for one in (self._repeated, self._reset):
             if one is not None and now >= one.when:
                 self._run_repeated(one, now)
@@ -274,22 +278,36 @@ class Association:
     # --- packets in ---------------------------------------------------------------------------------------------------
 
     def receive(self, packet: bytes, now: float) -> bool:
-        """Whether there are events now."""
+        """Whether there are events now, or something to send."""
         if self._state == "ended":
             self.ignored += 1
             return False
         try:
-            if not self._to_us.fits(packet):
-                self._receive_chunks(packet, wire.tag_of(packet), now)
-            elif len(packet) == 28 and packet.startswith(SACK_ALONE, 12) and self._state == "established":
-                self._sender.receive_sack(
-                    packet, 12, 16, now
-                )  # as nearly all are of those whom we send more than they us
+            if len(packet) == ALONE and packet.startswith(SACK_ALONE, 12) and self._state == "established":
+                self._unread = (packet, now)
+                if self._sender.can_wait:
+                    return False
+                self._read_sack()
             else:
-                self._receive_chunks(packet, self._tag, now)
+                self._receive_chunks(packet, self._tag if self._to_us.fits(packet) else wire.tag_of(packet), now)
         except ValueError:
             self.ignored += 1
-        return bool(self._events)
+        return bool(self._events) or self.is_due(now)
+
+    def _read_sack(self) -> None:
+        """The last that came alone. Each says what the ones before it said, so it is read when something waits for it.
+        Raises ValueError."""
+        if self._unread is not None:
+            (packet, at), self._unread = self._unread, None
+            if not self._to_us.fits(packet):
+                raise ValueError("packet with a wrong tag or checksum")
+            self._sender.receive_sack(packet, 12, 16, at)
+
+    def _catch_up(self) -> None:
+        try:
+            self._read_sack()
+        except ValueError:
+            self.ignored += 1
 
     def _receive_chunks(self, packet: bytes, tag: int, now: float) -> None:
         at, end = 12, len(packet)

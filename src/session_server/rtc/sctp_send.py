@@ -42,6 +42,7 @@ RTO_FIRST: Final = 0.4  # seconds; §15 says 1, and a player would notice it whe
 RTO_LEAST: Final = 0.2  # §15 says 1; a game that waits a second has lost it, and TCP waits as little
 RTO_MOST: Final = 2.0  # §15 says 60: a game that waited so long is over
 MAX_RETRANSMITS: Final = 10  # in a row without an answer, then the peer is gone (§15, Association.Max.Retrans)
+MEASURE_EVERY: Final = 0.1  # seconds between two measurements of the round trip
 REORDERED: Final = 3  # packets that may overtake one before it is taken for lost (§7.2.4)
 MAX_SKIPPED: Final = 64  # streams in one FORWARD TSN
 
@@ -154,10 +155,10 @@ class Sender:
     """What one association sends."""
 
     __slots__ = (
-        "_acked", "_due", "_flight", "_numbers", "_outstanding", "_packets", "_partial_acked", "_peer_window",
-        "_recover_until", "_reliable", "_reliable_size", "_rtt_variation", "_threshold", "_timed", "_tries", "_turn",
-        "_unreliable", "_unreliable_size", "acked_at", "arrived", "deadline", "forward_due", "next_tsn", "rto", "rtt",
-        "shed", "window",
+        "_acked", "_due", "_flight", "_measured_at", "_numbers", "_outstanding", "_packets", "_partial_acked",
+        "_peer_window", "_recover_until", "_reliable", "_reliable_size", "_rtt_variation", "_threshold", "_timed",
+        "_tries", "_turn", "_unreliable", "_unreliable_size", "acked_at", "arrived", "deadline", "forward_due",
+        "next_tsn", "rto", "rtt", "shed", "window",
     )  # fmt: skip
 
     def __init__(self, first_tsn: int, window: int) -> None:
@@ -188,6 +189,7 @@ class Sender:
         self._peer_window = window
         self._rtt_variation = 0.0
         self._timed: tuple[Outgoing, float] | None = None  # whose round trip is measured, and when it left
+        self._measured_at = -inf
         self._tries = 0  # time-outs in a row
 
     # --- what waits ---------------------------------------------------------------------------------------------------
@@ -195,6 +197,13 @@ class Sender:
     @property
     def waits(self) -> bool:
         return bool(self._due or self._unreliable or self._reliable)
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether nothing waits for an acknowledgement: neither a message nor a measurement, and half the window is
+        free."""
+        window = self.window if self.window < self._peer_window else self._peer_window
+        return self._timed is None and 2 * self._flight < window and not self.waits
 
     @property
     def buffered(self) -> int:
@@ -272,7 +281,7 @@ class Sender:
 
     def _has_left(self, last: Outgoing, now: float) -> None:
         self._packets = last.left + 1
-        if self._timed is None and not last.lost:
+        if self._timed is None and not last.lost and now >= self._measured_at + MEASURE_EVERY:
             self._timed = (last, now)
         if self.deadline == inf:
             self._arm(now)
@@ -360,6 +369,7 @@ class Sender:
             self.acked_at = now
         timed = self._timed
         if timed is not None and timed[0].state == ARRIVED:
+            self._measured_at = now
             self._measure(now - timed[1])
         if gaps and acked:
             self._miss(newest)
