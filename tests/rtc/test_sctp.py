@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import inf, sqrt
 from random import Random
 from struct import pack, unpack_from
@@ -1203,3 +1203,34 @@ def test_a_sack_that_waits_is_still_held_against_the_checksum() -> None:
     ignored = pair.a.ignored
     pair.a.run(pair.now)
     assert pair.a.ignored == ignored + 1 and pair.a.arrived == 1
+
+
+def quick(pair: Pair) -> tuple[Bundle, Callable[[], bytes]]:
+    """A bundle, and the SACK that `b` answers it with; `a` knows the way of 20 ms, so that it measures it seldom."""
+    item = bundle([Message(1, BINARY, b"x" * 100)])[0]
+    assert isinstance(item, Bundle)
+
+    def acknowledged() -> bytes:
+        packet = pair.a.send_at_once(item, pair.now)
+        assert packet is not None
+        pair.b.receive(packet, pair.now)
+        return pair.b.transmit(pair.now + 1)[0]
+
+    pair.a.receive(acknowledged(), pair.now)
+    assert pair.a._sender._timed is None
+    return item, acknowledged
+
+
+def test_what_left_after_a_sack_that_is_read_late_has_its_whole_time() -> None:
+    pair = connected()
+    item, acknowledged = quick(pair)
+    pair.now += 0.01
+    left = pair.now
+    assert not pair.a.receive(acknowledged(), pair.now + 0.05)
+    pair.now = left + 0.19
+    assert pair.a.send_at_once(item, pair.now)
+    due = pair.a.next_deadline
+    assert due < pair.now + 0.05  # of the first, which has arrived
+    pair.now = max(due, left + 0.27)
+    pair.a.run(pair.now)
+    assert pair.a.transmit(pair.now) == [] and pair.a.buffered == item.size, "given up 80 ms after it left"

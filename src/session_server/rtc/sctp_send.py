@@ -155,10 +155,10 @@ class Sender:
     """What one association sends."""
 
     __slots__ = (
-        "_acked", "_due", "_flight", "_measured_at", "_numbers", "_outstanding", "_packets", "_partial_acked",
-        "_peer_window", "_recover_until", "_reliable", "_reliable_size", "_rtt_variation", "_threshold", "_timed",
-        "_tries", "_turn", "_unreliable", "_unreliable_size", "acked_at", "arrived", "deadline", "forward_due",
-        "next_tsn", "rto", "rtt", "shed", "window",
+        "_acked", "_due", "_flight", "_left_at", "_measured_at", "_numbers", "_outstanding", "_packets",
+        "_partial_acked", "_peer_window", "_recover_until", "_reliable", "_reliable_size", "_rtt_variation",
+        "_threshold", "_timed", "_tries", "_turn", "_unreliable", "_unreliable_size", "acked_at", "arrived",
+        "deadline", "forward_due", "next_tsn", "rto", "rtt", "shed", "window",
     )  # fmt: skip
 
     def __init__(self, first_tsn: int, window: int) -> None:
@@ -182,6 +182,7 @@ class Sender:
         self._due: deque[Outgoing] = deque()  # of them, what is to leave: for the first time, or again
         self._flight = 0  # bytes under way
         self._packets = 0  # with data, that have left
+        self._left_at = -inf  # when the last one did
         self._numbers: dict[int, int] = {}  # stream → number of its next ordered message
         self._threshold = MOST_WINDOW  # of slow start
         self._partial_acked = 0
@@ -281,6 +282,7 @@ class Sender:
 
     def _has_left(self, last: Outgoing, now: float) -> None:
         self._packets = last.left + 1
+        self._left_at = now
         if self._timed is None and not last.lost and now >= self._measured_at + MEASURE_EVERY:
             self._timed = (last, now)
         if self.deadline == inf:
@@ -349,7 +351,7 @@ class Sender:
     # --- what has arrived (§6.2.1) ------------------------------------------------------------------------------------
 
     def receive_sack(self, packet: bytes, at: int, size: int, now: float) -> None:
-        """The chunk of `size` bytes at `at`. Raises ValueError."""
+        """The chunk of `size` bytes at `at`; `now`: when it came. Raises ValueError."""
         if size < 16:
             raise ValueError(f"SACK of {size} bytes, expected at least 16")
         wire, window, gaps, _ = SACK_HEAD.unpack_from(packet, at + 4)
@@ -379,7 +381,7 @@ class Sender:
         if cumulative > before:
             if full and cumulative > self._recover_until:
                 self._grow(acked)
-            self._arm(now)
+            self._arm(max(now, self._left_at))  # it may be read after others have left: they have their whole time
         outstanding = self._outstanding
         if outstanding and outstanding[0].state == GIVEN_UP:
             self.forward_due = True
