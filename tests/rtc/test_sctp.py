@@ -1234,3 +1234,36 @@ def test_what_left_after_a_sack_that_is_read_late_has_its_whole_time() -> None:
     pair.now = max(due, left + 0.27)
     pair.a.run(pair.now)
     assert pair.a.transmit(pair.now) == [] and pair.a.buffered == item.size, "given up 80 ms after it left"
+
+
+def test_a_sack_that_was_overtaken_does_not_take_the_place_of_a_later_one() -> None:
+    pair = connected()
+    _, acknowledged = quick(pair)
+    pair.now += 0.01
+    first, second = acknowledged(), acknowledged()
+    pair.a.receive(second, pair.now)
+    pair.a.receive(first, pair.now)
+    pair.a.run(pair.now + 0.3)
+    assert pair.a.buffered == 0 and pair.a.arrived == 3
+    before, after = (bytes(16) + wire.TSN(tsn) for tsn in (0xFFFFFFFF, 0))
+    assert wire.is_overtaken(before, after) and not wire.is_overtaken(after, before)
+
+
+def test_a_sack_that_is_read_late_does_not_undo_what_a_later_one_beside_data_has_said() -> None:
+    pair = connected()
+    item, acknowledged = quick(pair)
+    pair.now += 0.01
+    packet = pair.a.send_at_once(item, pair.now)
+    assert packet is not None
+    pair.b.receive(packet, pair.now)
+    pair.b._receiver._held = WINDOW  # as if it had no room
+    (closed,) = pair.b.transmit(pair.now + 1)
+    pair.b._receiver._held = 0
+    say(pair.b, b"x")
+    pair.b._receiver.sack_at = pair.now
+    (opened,) = pair.b.transmit(pair.now)
+    assert types([closed]) == [wire.SACK] and types([opened]) == [wire.SACK, wire.DATA]
+    pair.a.receive(closed, pair.now)
+    pair.a.receive(opened, pair.now)
+    pair.a.transmit(pair.now)
+    assert pair.a._sender._peer_window == WINDOW

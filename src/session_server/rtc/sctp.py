@@ -284,7 +284,8 @@ class Association:
             return False
         try:
             if len(packet) == ALONE and packet.startswith(SACK_ALONE, 12) and self._state == "established":
-                self._unread = (packet, now)
+                if self._unread is None or not wire.is_overtaken(packet, self._unread[0]):
+                    self._unread = (packet, now)
                 if self._sender.can_wait:
                     return False
                 self._read_sack()
@@ -324,6 +325,8 @@ class Association:
                 if self._state != "established" or (type == wire.SACK and has_sack):
                     raise ValueError(f"chunk {type} in state {self._state}, or a second one")
                 if type == wire.SACK:
+                    if self._unread is not None:  # it came before this one
+                        self._catch_up()
                     self._sender.receive_sack(packet, at, size, now)
                     has_sack = True
                 else:

@@ -122,6 +122,12 @@ def sack(cumulative: int, window: int, gaps: list[list[int]]) -> bytes:
     return chunk(SACK, SACK_HEAD.pack(cumulative & 0xFFFFFFFF, window, len(gaps), 0) + blocks)
 
 
+def is_overtaken(packet: bytes, other: bytes) -> bool:
+    """Whether a SACK alone was sent before another one: its cumulative TSN is lower (§6.2.1, D)."""
+    tsn, reached = int.from_bytes(packet[16:20], "big"), int.from_bytes(other[16:20], "big")
+    return bool(tsn - reached & 0x80000000)
+
+
 def unwrap(wire: int, near: int) -> int:
     """The integer nearest to `near` whose last 32 bits are `wire`."""
     return near + ((wire - near + 0x80000000) & 0xFFFFFFFF) - 0x80000000
