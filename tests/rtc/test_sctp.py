@@ -1267,3 +1267,10 @@ def test_a_sack_that_is_read_late_does_not_undo_what_a_later_one_beside_data_has
     pair.a.receive(opened, pair.now)
     pair.a.transmit(pair.now)
     assert pair.a._sender._peer_window == WINDOW
+
+
+def test_data_without_an_event_wants_a_look_for_its_sack() -> None:
+    pair = connected()
+    enemy = Enemy(pair)
+    first = wire.Header(pair.b._tag).packet(enemy.data(1, wire.FIRST | wire.UNORDERED))
+    assert pair.b.receive(first, pair.now) and pair.b.next_deadline < inf

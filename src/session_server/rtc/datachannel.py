@@ -211,8 +211,8 @@ class Peer:
     # What comes in
 
     def receive(self, datagram: bytes, address: Address, now: float) -> bool:
-        """Any bytes from anywhere. False: there are no events, and `transmit` has nothing to send, as after nearly
-        every acknowledgement."""
+        """Any bytes from anywhere. False: there are no events, and `transmit` has nothing to send, now or in a moment:
+        as after nearly every acknowledgement."""
         if self.state == "closed":
             return False
         first = datagram[0] if datagram else 255

@@ -221,10 +221,11 @@ class Association:
         content = self._sender.send_at_once(item, now)
         return None if content is None else self._packets.header.packet(content)
 
-    def is_due(self, now: float) -> bool:
-        """Whether `transmit` may have something to send."""
+    @property
+    def is_due(self) -> bool:
+        """Whether `transmit` has something to send, or a SACK that may wait a little."""
         sender = self._sender
-        if self._control or self._answer or sender.forward_due or self._receiver.sack_at <= now:
+        if self._control or self._answer or sender.forward_due or self._receiver.sack_at < inf:
             return True
         return sender.waits
 
@@ -278,7 +279,7 @@ class Association:
     # --- packets in ---------------------------------------------------------------------------------------------------
 
     def receive(self, packet: bytes, now: float) -> bool:
-        """Whether there are events now, or something to send."""
+        """Whether there are events now, or something to send, if only in a moment."""
         if self._state == "ended":
             self.ignored += 1
             return False
@@ -293,7 +294,7 @@ class Association:
                 self._receive_chunks(packet, self._tag if self._to_us.fits(packet) else wire.tag_of(packet), now)
         except ValueError:
             self.ignored += 1
-        return bool(self._events) or self.is_due(now)
+        return bool(self._events) or self.is_due
 
     def _read_sack(self) -> None:
         """The last that came alone. Each says what the ones before it said, so it is read when something waits for it.
