@@ -435,6 +435,7 @@ class Server:
         try:
             now = self.clock()
             due = self.rooms.run(now)
+            self._running = False  # what a datagram brings about now is for another turn
             self.channels.flush(now)
         except Exception:
             self.rooms.totals.faults += 1

@@ -122,7 +122,8 @@ class DataChannels:
             except OSError:  # an ICMP message of somebody who is gone
                 continue
             self._receive(data, address, now)
-        self._wake(0.0)
+        if self._dirty:  # not after acknowledgements alone
+            self._wake(0.0)
 
     def _receive(self, data: bytes, address: Address, now: float) -> None:
         """RFC 7983 §7: the first byte says which protocol it is; 64 and above is left to later transports."""
@@ -336,7 +337,6 @@ class DataChannels:
                 self._send(data, address)
             channel.peer.close(now, reason)
             self.mark(channel)
-            self._wake(0.0)
 
     def _forget(self, channel: AnyChannel) -> bool:
         """False if that has been done."""
@@ -401,7 +401,7 @@ class DataChannels:
                     channel.look_at = now + SOON
                 self._send(*datagram)
                 return len(batch.frames)
-            self._dirty.add(channel)
+            self.mark(channel)
             return channel.peer.push_all(batch, now)
         except Exception:
             self._fail(channel)
@@ -410,9 +410,10 @@ class DataChannels:
     def mark(self, channel: AnyChannel) -> None:
         """It has something to send, or events."""
         self._dirty.add(channel)
+        self._wake(0.0)
 
     def probe(self, link: SideLink[datachannel.Peer], now: float) -> bool:
-        self._dirty.add(link)
+        self.mark(link)
         return link.peer.push(self._probe, now)
 
 
