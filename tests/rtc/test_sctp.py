@@ -1176,17 +1176,17 @@ def test_a_sack_that_nothing_waits_for_is_read_when_something_does() -> None:
     for _ in range(5):
         pair.now += 0.01
         assert not exchange()
-    assert pair.a.arrived == 1 and pair.a.buffered == 6 * item.size - item.size
+    assert pair.a._sender.arrived == 1 and pair.a.buffered == 6 * item.size - item.size
     pair.a.run(pair.now)
     assert pair.a.arrived == 6 and pair.a.buffered == 0 and pair.a.acked_at == pair.now
     for _ in range(300):
         pair.now += 0.0001
         exchange()
         assert pair.a.buffered <= pair.a._sender.window / 2 + item.size
-    assert pair.a.arrived > 250
+    assert pair.a._sender.arrived > 250
     pair.now += 0.1
     exchange()
-    assert pair.a.arrived == 307 and pair.a.acked_at == pair.now  # time to measure again
+    assert pair.a._sender.arrived == 307 and pair.a._sender.acked_at == pair.now  # time to measure again
 
 
 def test_a_sack_that_waits_is_still_held_against_the_checksum() -> None:
@@ -1274,3 +1274,24 @@ def test_data_without_an_event_wants_a_look_for_its_sack() -> None:
     enemy = Enemy(pair)
     first = wire.Header(pair.b._tag).packet(enemy.data(1, wire.FIRST | wire.UNORDERED))
     assert pair.b.receive(first, pair.now) and pair.b.next_deadline < inf
+
+
+def test_who_counts_what_has_arrived_need_not_wait_for_a_sack_to_be_read() -> None:
+    pair = connected()
+    _, acknowledged = quick(pair)
+    pair.now += 0.01
+    pair.a.receive(acknowledged(), pair.now)
+    assert (pair.a.arrived, pair.a.acked_at) == (2, pair.now)
+
+
+def test_what_has_arrived_and_when_outlasts_a_new_beginning() -> None:
+    pair = connected()
+    _, acknowledged = quick(pair)
+    pair.now += 0.01
+    at = pair.now
+    pair.a.receive(acknowledged(), at)
+    pair.b = pair.ends["b"] = Association(random=pair.network.random.randbytes)
+    pair.b.connect(pair.now)
+    pair.run(0.5)
+    assert Restarted() in pair.events["a"]
+    assert (pair.a.arrived, pair.a.acked_at) == (2, at)
