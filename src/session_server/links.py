@@ -217,9 +217,9 @@ class SideLink(Channel[AnyPeer]):
     def _write(self, blob: bytes) -> None:
         now = self._server.clock()
         batch, _ = self._server.frames(blob)  # nothing else comes this way
-        sent = self._server.push(self, batch, now)
-        if sent < len(batch.frames):
-            self._server.rooms.totals.refused["shed"] += len(batch.frames) - sent
+        due, sent = len(batch.frames), self._server.push(self, batch, now)
+        if sent < due:
+            self._server.rooms.totals.refused["shed"] += due - sent
         if sent:
             self.trust.sent(now, sent)
 

@@ -29,6 +29,7 @@ from ..rtc.stun import Address, Credentials
 LABEL: Final = "session"  # of our own clients' channel
 PER_WAKE_UP: Final = 64  # datagrams read before anything else gets its turn
 LARGEST: Final = 2048  # bytes of a datagram that is read
+IPV4, IPV6 = 2, 4  # parts of an address, as sockets give them
 BUFFER: Final = 4 * 1024 * 1024  # bytes of the socket's own buffers
 TICK: Final = 0.04  # seconds between two looks at what is due
 SOON: Final = 0.2  # seconds after which something sent may be due again, at the earliest: no time-out is shorter
@@ -59,7 +60,7 @@ class DataChannels:
         self._side = datachannel.Options(Certificate.new(), label=LABEL, max_message=config.message_size or 65536)
         self._geckos = replace(self._side, label=datachannel.GECKOS)
         self.announced: Sequence[str] = config.announce_ip  # where we are reached; else where the request has come
-        self._sockets: dict[int, socket.socket] = {}  # by family
+        self._sockets: dict[int, socket.socket] = {}  # by how many parts an address has: IPV4, IPV6
         self._hosts: list[str] = []  # addresses that the sockets are bound to
         self.port = 0
         self._by_ufrag: dict[str, AnyChannel] = {}
@@ -93,7 +94,7 @@ class DataChannels:
             one.setblocking(False)
             for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
                 one.setsockopt(socket.SOL_SOCKET, option, BUFFER)
-            self._sockets[one.family] = one
+            self._sockets[len(one.getsockname())] = one
             self._hosts.append(one.getsockname()[0])
             self.port = one.getsockname()[1]
             self._loop.add_reader(one.fileno(), self._readable, one)
@@ -194,7 +195,7 @@ class DataChannels:
                 self._fail(channel)
 
     def _send(self, data: bytes, address: Address) -> None:
-        target = self._sockets.get(socket.AF_INET if len(address) == 2 else socket.AF_INET6)
+        target = self._sockets.get(len(address))
         try:
             if target is not None:
                 target.sendto(data, address)
@@ -233,7 +234,7 @@ class DataChannels:
         return [local] if self._has_family_of(local) else []
 
     def _has_family_of(self, host: str) -> bool:
-        return (socket.AF_INET6 if ":" in host else socket.AF_INET) in self._sockets
+        return (IPV6 if ":" in host else IPV4) in self._sockets
 
     def answer(self, client: Client, text: str) -> None:
         """A client's answer to its offer; what it had before ends. Raises ValueError."""
