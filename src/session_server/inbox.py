@@ -30,6 +30,8 @@ from .protocol import (
 )
 from .services import Services
 
+CONTROL, RELAYED, TO_OTHERS = Kind.CONTROL, Kind.RELAYED, Kind.TO_OTHERS  # an enumeration is slow to ask
+
 
 class Inbox:
     """What the clients of one room say."""
@@ -58,15 +60,15 @@ class Inbox:
             self._confirmed(client)
         if item.reliable is not False:
             item.reliable = item.n = UNSET
-            if kind is not Kind.CONTROL or item.type == "session:ask":
+            if kind is not CONTROL or item.type == "session:ask":
                 client._taken += 1
         if not client._meter.take(now, size):
             self._over(client, item, now)
         elif item.reliable is False and not client.is_news(item):
             return
-        elif kind is Kind.RELAYED or kind is Kind.TO_OTHERS:
+        elif kind is RELAYED or kind is TO_OTHERS:
             self._relay(client, item, kind)
-        elif kind is Kind.CONTROL and self._speaks_v1(client):
+        elif kind is CONTROL and self._speaks_v1(client):
             self._receive_control(client, item)
         else:
             self._dispatch(client, item, kind, None)
@@ -74,7 +76,7 @@ class Inbox:
     def _relay(self, client: Seat, item: AnyMessage, way: Kind) -> None:
         item.id = client.id
         link = client._link
-        to_all = way is Kind.RELAYED and link is not None and link.dialect.reaches_sender(item.type)
+        to_all = way is RELAYED and link is not None and link.dialect.reaches_sender(item.type)
         self._outbox.broadcast(item, None if to_all else client)
 
     def _speaks_v1(self, client: Seat) -> bool:
@@ -87,7 +89,7 @@ class Inbox:
             handler = self._calls.routes.handler(type)
             assert handler is not None, "so it is of this kind"
             self._handle(client, handler, item, ask)
-        elif kind is Kind.OWNED or kind is Kind.CONTROL:
+        elif kind is Kind.OWNED or kind is CONTROL:
             self._services.totals.refused["server_owned"] += 1
         elif "on_message" in self._calls.routes.overrides and kind is Kind.OTHER:
             self._pass_on(client, item, ask)
