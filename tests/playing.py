@@ -128,7 +128,6 @@ class Side:
         assert player.seat is not None
         self.address = player.address
         self.route = route
-        self.acks: list[int] = []
         self.heard: list[Heard] = []
         self.closed = False
         self._player = player
@@ -141,9 +140,6 @@ class Side:
 
     def close(self, code: int, reason: str) -> None:
         self.closed = True
-
-    def acked(self, received: int) -> None:
-        self.acks.append(received)
 
     def trust(self, route: Route) -> None:
         """The transport has judged anew."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ from playwright.async_api import BrowserContext, Page
 
 from browser import chromium, in_chromium
 from serving import Serving, serving
+from session_server.links import SideLink
+from session_server.trust import Route
 
 # Sends a numbered move every 20 ms, and sends back the numbers that it has heard of.
 ROOM = """
@@ -125,3 +129,56 @@ async def test_a_reload_of_the_page_gives_the_old_channel_back(site: Serving, co
     site.until(lambda: len(site.server.channels) == 0)
     assert site.call(lambda: site.server.channels._by_address) == {}
     assert len(site.server.channels._per_address) == 0
+
+
+class Wire:
+    """What a side link knows of the server and of its peer, which acknowledges what the test says."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.arrived, self.acked_at = 0, -inf
+        self.max_message_size = 65536
+        self.buffered = 0
+        self.rooms: Any = None
+
+    def clock(self) -> float:
+        return self.now
+
+    def frames(self, blob: bytes) -> tuple[Any, list[Any]]:
+        return SimpleNamespace(frames=[blob]), []
+
+    def push(self, channel: Any, batch: Any, now: float) -> int:
+        return 1
+
+    def probe(self, link: Any, now: float) -> bool:
+        return True
+
+
+def side_link() -> tuple[Wire, SideLink[Any]]:
+    """Open, and trusted after its first message has arrived."""
+    wire, nobody = Wire(), lambda *_: None
+    outbox = SimpleNamespace(attach=nobody, rerouted=nobody)
+    core = SimpleNamespace(outbox=outbox, services=SimpleNamespace(linked=nobody))
+    link = SideLink[Any](wire, wire, "", "", SimpleNamespace(core=core, links=[SimpleNamespace(rtt=0.05)]))  # type: ignore[arg-type]
+    link.opened(wire.now)
+    return wire, link
+
+
+@pytest.mark.parametrize("rate", [1, 5, 60])  # per second
+def test_what_the_channel_acknowledges_keeps_it_trusted_and_a_cut_is_seen_at_once(rate: int) -> None:
+    """Looked at when that is due and not before, as the transport does."""
+    wire, link = side_link()
+    cut, sent, due = 110.0, 0, wire.now
+    while wire.now < cut or link.route is Route.UNRELIABLE:
+        assert wire.now < cut + 1 / rate + 0.3, "more than 300 ms are lost"
+        wire.now += 0.01
+        if sent - 1 > wire.arrived and wire.now < cut:  # the first was given up in a stall, though it came
+            wire.arrived, wire.acked_at = sent - 1, wire.now
+        if wire.now >= 100 + sent / rate:
+            sent += 1
+            link.write(b"move")
+            due = min(due, wire.now + 0.2)
+        if wire.now >= due:
+            link.look(wire.now)
+            due = link.next_look(wire.now)
+        assert not 105 < wire.now < cut or link.route is Route.UNRELIABLE

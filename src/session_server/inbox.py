@@ -15,7 +15,6 @@ from .limits import Bucket
 from .outbox import Outbox, Problem, Seat
 from .protocol import (
     V1_DIALECT,
-    Ack,
     Answer,
     AnyMessage,
     Ask,
@@ -187,8 +186,7 @@ class Inbox:
             content = {"t": ping.t, "time": self._services.now, "received": client._taken}
             self._outbox.control(client, message("session:pong", content))
         elif item.type == "session:ack":
-            if client._side_link is not None:
-                client._side_link.acked(decode_control(item, Ack).received)
+            pass  # for servers that do not see what the side link itself acknowledges
         elif item.type == "session:answer":
             try:
                 self._services.answer(client, decode_control(item, Answer).sdp)

@@ -32,6 +32,7 @@ from .trust import ACK_EVERY, Route, Trust
 HEARS_WITHIN: Final = 1.5  # seconds until a geckos.io client surely listens, as far as it has not spoken before
 MAX_HELD: Final = 64 * 1024  # bytes kept for or from a geckos.io client that cannot have them yet
 COPIES: Final = 10  # that the geckos.io library sends of a reliable message
+ASK_AFTER: Final = 0.1  # seconds of waiting, after which a channel is asked for acknowledgements: that costs something
 BREATH: Final = 0.02  # seconds in which nothing is read of a client that was over its rate
 BINARY, RELIABLE = 1, 2  # bits of a frame's kind in a blob
 
@@ -181,7 +182,7 @@ class Channel(Generic[AnyPeer]):
 class SideLink(Channel[AnyPeer]):
     """Beside the WebSocket of one of our own clients, for what may be lost: a `room.SideLink` once it is open."""
 
-    __slots__ = ("_acked", "_acked_at", "_arrived", "_received", "client", "route", "trust", "write")
+    __slots__ = ("_acked", "_acked_at", "_received", "client", "route", "trust", "write")
 
     def __init__(self, server: Channels, peer: AnyPeer, ufrag: str, address: str, client: Client) -> None:
         super().__init__(server, peer, ufrag, address, V1_DIALECT)
@@ -189,8 +190,7 @@ class SideLink(Channel[AnyPeer]):
         self.write: Write = self._write
         self.trust = Trust()
         self.route = Route.RELIABLE
-        self._arrived = 0  # messages of ours, probes included
-        self._received = 0  # the client's, probes included
+        self._received = 0  # the client's messages, probes included
         self._acked = 0  # of them, as we have told the client
         self._acked_at = 0.0
 
@@ -238,19 +238,12 @@ class SideLink(Channel[AnyPeer]):
                 inbox.receive(self.client, item, size, now)
         self.rest(self.client, now)
 
-    def acked(self, received: int) -> None:
-        now = self._server.clock()
-        self.trust.rtt = self.client.links[0].rtt or 0.0
-        self.trust.acked(received, now)
-        self.look(now)
-
     def look(self, now: float) -> None:
-        """Tells what was received, keeps the judgement fresh, and follows it. That messages have arrived is seen by the
-        channel's own acknowledgements, sooner than the client says so."""
-        if self._arrived != self.peer.arrived:
-            self._arrived = self.peer.arrived
+        """Tells what was received, keeps the judgement fresh, and follows it. What has arrived is what the channel
+        acknowledges itself, and not what the client says: they differ by what was given up and came all the same."""
+        if self.trust.silence(now) >= ASK_AFTER:
             self.trust.rtt = self.client.links[0].rtt or 0.0
-            self.trust.acked(self._arrived, self.peer.acked_at)
+            self.trust.acked(self.peer.arrived, self.peer.acked_at)
         if self._received != self._acked and now - self._acked_at >= ACK_EVERY:
             self._acked, self._acked_at = self._received, now
             self.client.core.inbox.acknowledge(self.client, self._received)

@@ -51,8 +51,6 @@ class SideLink(Link, Protocol):
 
     @property
     def route(self) -> Route: ...
-    def acked(self, received: int) -> None:
-        """The client has received so many messages on it."""
 
 
 class Seat:

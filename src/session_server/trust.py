@@ -73,11 +73,15 @@ class Trust:
         # What was under way may be lost, and that is no sign of death: what was sent since counts.
         self._waits_since = at if self._sent_at > at else None
 
+    def silence(self, now: float) -> float:
+        """Seconds that an acknowledgement has been waited for."""
+        return 0.0 if self._waits_since is None else now - self._waits_since
+
     def route(self, now: float) -> Route:
         """Also notes when trust is lost, and when it may be earned again."""
         if now < self._rejected_until:
             return Route.RELIABLE
-        silent = 0.0 if self._waits_since is None else now - self._waits_since
+        silent = self.silence(now)
         if silent >= DEMOTE_AFTER:
             self._rejected_until = now + TRUST_AGAIN
             self._proven, self._waits_since = False, None

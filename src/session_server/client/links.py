@@ -26,7 +26,7 @@ MAX_FRAME = 16 * 1024 * 1024  # bytes; a welcome names up to 200 people with 4 K
 CLOSE_TIMEOUT = 2.0  # seconds for the server to answer a close frame
 CERTIFICATE = 1015  # RFC 6455 §7.4.1: never on the wire
 MAX_DATAGRAM_MESSAGE = 256 * 1024  # bytes of one message by data channel, as browsers take them
-ACK_EVERY: Final = 0.25  # seconds; for servers that do not see the channel's own acknowledgements, as ours does
+ACK_EVERY: Final = 0.25  # seconds; for servers that do not see the channel's own acknowledgements: ours does
 ANY_ADDRESS: Final = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 PROBE: Final = write_frame("session:probe", reliable=False)
 

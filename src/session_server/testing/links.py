@@ -234,9 +234,6 @@ class Side:
     def close(self, code: int, reason: str) -> None:
         """Of the room: nothing comes any more, as it is not `live`."""
 
-    def acked(self, received: int) -> None:
-        """Of the player: it needs no trust."""
-
 
 def receive(client: Client, frame: str | bytes, dialect: Dialect, raw: bool, now: float) -> None:
     """What a transport does with a frame of somebody who has a seat."""
