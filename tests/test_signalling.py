@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from math import inf
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from geckos import CONNECTIONS, GeckosPeer, signal, ticket_for
 from serving import V1, Serving, serving
 from session_server.limits import Bucket
+from session_server.protocol import message
 from session_server.rtc import sdp
 from session_server.signalling import HEADERS, OFFER_LIFE, Offers, as_bytes, as_letters
 
@@ -562,6 +564,33 @@ def test_a_calm_channel_is_looked_at_seldom(site: Serving) -> None:
         peer.hears('{"tv":1}')
         (channel,) = site.server.channels._by_ufrag.values()
         site.until(lambda: channel.look_at > site.clock() + 1)  # seconds: this peer acknowledges nothing by itself
+
+
+def test_a_channel_that_has_something_is_looked_at_in_the_next_tick_and_what_has_left_marks_none(site: Serving) -> None:
+    with GeckosPeer(site) as peer:
+        peer.open()
+        channels = site.server.channels
+        (channel,) = channels._by_ufrag.values()
+        blob = channel.pack(message("tv", 1, reliable=False))
+
+        def write() -> bool | None:
+            """None: an acknowledgement is due, and takes the message along."""
+            channels.flush(site.clock())
+            if channel.peer._association._receiver.sack_at < inf:
+                return None
+            channel.write(blob)
+            return channel in channels._dirty
+
+        site.until(lambda: write() is not None)
+        assert site.call(write) is False
+
+        def mark() -> float:
+            channel.look_at = inf
+            channels.mark(channel)
+            channels.flush(site.clock())
+            return float(channel.look_at)
+
+        assert site.call(mark) <= site.clock()  # a network of the conditioner has brought it something, for instance
 
 
 def held(site: Serving) -> dict[str, int]:

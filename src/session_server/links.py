@@ -371,12 +371,12 @@ class GeckosLink(Channel[AnyPeer]):
             self._server.rooms.totals.refused["shed"] += shed
         if self._held is not None and sum(len(frame.payload) for frame in self._held) > MAX_HELD:
             self._listens(now)
-        self._server.mark(self)
 
     def _push(self, frame: Frame, now: float) -> bool:
         """What must not be lost; a client that does not take it is let go."""
         client = self._client
         sent = self.peer.push(frame, now, reliable=True)
+        self._server.mark(self)
         if not sent and client is not None:
             self._server.rooms.totals.refused["slow_consumer"] += 1
             client.core.drop(client, self, clean=False)
@@ -388,8 +388,6 @@ class GeckosLink(Channel[AnyPeer]):
         held, self._held = self._held, None
         for frame in held or ():
             self._push(frame, now)
-        if held:
-            self._server.mark(self)
 
     def look(self, now: float) -> None:
         if self._held is not None and now >= self._hears_at:

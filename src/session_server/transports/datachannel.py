@@ -410,6 +410,7 @@ class DataChannels:
 
     def mark(self, channel: AnyChannel) -> None:
         """It has something to send, or events."""
+        channel.look_at = 0.0
         self._dirty.add(channel)
         self._wake(0.0)
 
