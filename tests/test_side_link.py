@@ -182,3 +182,20 @@ def test_what_the_channel_acknowledges_keeps_it_trusted_and_a_cut_is_seen_at_onc
             link.look(wire.now)
             due = link.next_look(wire.now)
         assert not 105 < wire.now < cut or link.route is Route.UNRELIABLE
+
+
+def test_a_doubt_ends_with_the_acknowledgement_and_not_with_the_next_message() -> None:
+    """A browser delays that of a message alone by 200 ms, so that it comes too late each time."""
+    wire, link = side_link()
+    due = wire.now
+    for number in range(1, 20):
+        link.write(b"move")
+        sent, due = wire.now, min(due, wire.now + 0.2)
+        while wire.now < sent + 0.8:
+            wire.now += 0.01
+            if wire.now >= sent + 0.27 and wire.arrived < number:
+                wire.arrived, wire.acked_at = number, wire.now
+            if wire.now >= due:
+                link.look(wire.now)
+                due = link.next_look(wire.now)
+        assert link.route is Route.UNRELIABLE

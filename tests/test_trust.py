@@ -148,9 +148,10 @@ def test_what_was_sent_before_an_acknowledgement_and_is_not_in_it_waits_for_noth
 steps = st.lists(st.tuples(st.sampled_from(["sent", "acked"]), st.floats(0, 3)), max_size=12)
 
 
-@given(steps, st.floats(0, 0.999))
-def test_nothing_changes_before_the_next_look(steps: list[tuple[str, float]], share: float) -> None:
+@given(steps, st.floats(0, 0.999), st.sampled_from([0.0, 0.1, 0.7]))
+def test_nothing_changes_before_the_next_look(steps: list[tuple[str, float]], share: float, rtt: float) -> None:
     trust, now = Trust(), 100.0
+    trust.rtt = rtt
     for what, seconds in steps:
         now += seconds
         trust.sent(now) if what == "sent" else trust.acked(trust._sent, now)

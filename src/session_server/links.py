@@ -256,6 +256,8 @@ class SideLink(Channel[AnyPeer]):
 
     def next_look(self, now: float) -> float:
         due = self.trust.next_look(now)
+        if self.route is Route.BOTH:  # nobody says when it is acknowledged
+            due = min(due, now + ASK_AFTER)
         return due if self._received == self._acked else min(due, self._acked_at + ACK_EVERY)
 
     def close(self, code: int, reason: str) -> None:

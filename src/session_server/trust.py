@@ -101,5 +101,5 @@ class Trust:
         probe = self._sent_at + PROBE_EVERY
         if self._waits_since is None:
             return probe
-        doubt = self._waits_since + max(DOUBT_AFTER, 4 * self.rtt)
-        return min(probe, doubt if doubt > now else self._waits_since + DEMOTE_AFTER)
+        doubt, end = self._waits_since + max(DOUBT_AFTER, 4 * self.rtt), self._waits_since + DEMOTE_AFTER
+        return min(probe, doubt if now < doubt < end else end)
