@@ -11,8 +11,10 @@ import pytest
 from playwright.async_api import BrowserContext, Page
 
 from browser import chromium, in_chromium
-from serving import Serving, serving
+from serving import Log, Serving, serving
+from session_server.config import Config
 from session_server.links import SideLink
+from session_server.transports.datachannel import DataChannels
 from session_server.trust import Route
 
 # Sends a numbered move every 20 ms, and sends back the numbers that it has heard of.
@@ -139,6 +141,7 @@ class Wire:
         self.arrived, self.acked_at = 0, -inf
         self.max_message_size = 65536
         self.buffered = 0
+        self.next_deadline = inf
         self.rooms: Any = None
 
     def clock(self) -> float:
@@ -199,3 +202,12 @@ def test_a_doubt_ends_with_the_acknowledgement_and_not_with_the_next_message() -
                 link.look(wire.now)
                 due = link.next_look(wire.now)
         assert link.route is Route.UNRELIABLE
+
+
+def test_a_channel_that_is_not_open_yet_is_looked_at_when_its_peer_wants_that() -> None:
+    wire, link = side_link()
+    link.is_open = False
+    wire.next_deadline = wire.now + 15
+    channels = DataChannels(Config(), wire.rooms, wire.clock, lambda when: None, Log())
+    channels._look(link, wire.now)
+    assert link.look_at == wire.next_deadline

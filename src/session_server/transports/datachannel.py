@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
+from math import inf
 from secrets import randbits, token_bytes
 from typing import Any, Final
 
@@ -374,7 +375,8 @@ class DataChannels:
                 self._dirty.add(channel)
             if channel.is_open:
                 channel.look(now)
-            channel.look_at = min(peer.next_deadline, channel.next_look(now))
+            due = channel.next_look(now) if channel.is_open else inf
+            channel.look_at = min(peer.next_deadline, due)
         except Exception:
             self._fail(channel)
 
