@@ -1295,3 +1295,16 @@ def test_what_has_arrived_and_when_outlasts_a_new_beginning() -> None:
     pair.run(0.5)
     assert Restarted() in pair.events["a"]
     assert (pair.a.arrived, pair.a.acked_at) == (2, at)
+
+
+def test_a_last_packet_that_a_browser_acknowledges_late_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sctp_receive, "SACK_DELAY", 0.2)  # seconds; theirs, for one packet alone
+    pair = connected()
+    window = pair.a._sender.window
+    for _ in range(20):
+        for _ in range(3):  # the first two are acknowledged at once, so the way seems to be short
+            say(pair.a, b"x" * 100)
+            pair.run(0.016)
+        pair.run(1.0)
+    assert pair.a.arrived == 60 and pair.a._sender.window == window
+    assert wire.FORWARD_TSN not in types(pair.packets["a"])
