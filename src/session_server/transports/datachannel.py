@@ -358,13 +358,13 @@ class DataChannels:
 
     def _tick(self) -> None:
         """Whose time has come? One timer for all peers."""
+        self._timer = self._loop.call_later(TICK, self._tick) if self._by_ufrag else None
         now = self.clock()
         self.rooms.enter(now)
         for channel in [one for one in self._by_ufrag.values() if one.look_at <= now]:
             self._look(channel, now)
         if self._dirty:
             self._wake(0.0)
-        self._timer = self._loop.call_later(TICK, self._tick) if self._by_ufrag else None
 
     def _look(self, channel: AnyChannel, now: float) -> None:
         try:
