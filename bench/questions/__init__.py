@@ -12,6 +12,6 @@ QUESTIONS: tuple[Question, ...] = (
     idle.QUESTION,
     discovery.QUESTION,
     *udp.QUESTIONS,
-    udp_connect.QUESTION,
     reload.QUESTION,
+    udp_connect.QUESTION,  # the last: Playwright keeps a loop running that no other can run beside
 )
