@@ -282,7 +282,7 @@ async def test_an_author_sees_who_is_here_what_they_do_and_what_failed(site: Ser
         await expect(page.locator("#errors summary").first).to_contain_text("KeyError: 'the missing key'")
         await page.locator("#errors summary").first.click()
         await expect(page.locator("#errors pre").first).to_contain_text('raise KeyError("the missing key")')
-        await expect(page.locator("#figures .bad")).to_contain_text("faults")
+        await expect(page.locator("#figures .bad")).to_have_text("1 fault")
         await card.locator("tbody select").select_option("3g")
         await expect(card.locator("tbody select")).to_have_value("3g")
         await card.locator(".row select").select_option("wifi")
