@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -287,15 +288,16 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(contestant: Contestant, cores: tuple[int, int]) -> Iterator[Server]:
-    """A fresh server of this kind, ready; killed at the end."""
+    """A fresh server of this kind, ready; killed at the end, with what it has started."""
     port = free_port()
     log = BUILD / f"{contestant.name.replace(' ', '-')}.log"
     clean = {k: v for k, v in os.environ.items() if not k.startswith("SESSION_SERVER_") and k != "PORT"}
     try:
         with log.open("wb") as out, pinned(cores[0]):
             process = subprocess.Popen(
-                contestant.command(port), stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=clean, cwd=BENCH
-            )
+                contestant.command(port), stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=clean, cwd=BENCH,
+                start_new_session=True,
+            )  # fmt: skip
     except OSError as error:
         raise BenchError(f"{contestant.name} cannot be started: {error}") from None
     try:
@@ -305,7 +307,8 @@ def running(contestant: Contestant, cores: tuple[int, int]) -> Iterator[Server]:
         if process.poll() is not None:
             raise BenchError(f"{contestant.name} ended during the run, exit {process.returncode}:\n{_tail(log)}")
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):  # all of it has ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
