@@ -593,6 +593,40 @@ def test_a_channel_that_has_something_is_looked_at_in_the_next_tick_and_what_has
         assert site.call(mark) <= site.clock()  # a network of the conditioner has brought it something, for instance
 
 
+def test_what_a_flush_of_datagrams_brings_about_gets_a_turn(site: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = site.server
+    monkeypatch.setattr(server.channels, "flush", lambda now: server._wake(0.0))
+
+    def is_due_again() -> bool:
+        server._due_now = False
+        server._turn()
+        return server._due_now
+
+    assert site.call(is_due_again)
+
+
+def test_a_fault_in_a_look_does_not_stop_the_timer_of_all(site: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("a look that fails")
+
+    with GeckosPeer(site) as peer:
+        peer.open()
+        channels = site.server.channels
+        (channel,) = channels._by_ufrag.values()
+
+        def goes_on() -> bool:
+            before, channel.look_at = channels._timer, 0.0
+            assert before is not None
+            before.cancel()
+            monkeypatch.setattr(channels, "_look", fails)
+            with pytest.raises(RuntimeError):
+                channels._tick()
+            monkeypatch.undo()
+            return channels._timer is not before
+
+        assert site.call(goes_on)
+
+
 def held(site: Serving) -> dict[str, int]:
     channels, signalling = site.server.channels, site.server.signalling
     return {

@@ -328,8 +328,7 @@ class Association:
                 if self._state != "established" or (type == wire.SACK and has_sack):
                     raise ValueError(f"chunk {type} in state {self._state}, or a second one")
                 if type == wire.SACK:
-                    if self._unread is not None:  # it came before this one
-                        self._catch_up()
+                    self._catch_up()  # with what came before this one
                     self._sender.receive_sack(packet, at, size, now)
                     has_sack = True
                 else:

@@ -39,9 +39,7 @@ FIRST_WINDOW: Final = 10 * MAX_PACKET  # bytes (as TCP, RFC 6928)
 LEAST_WINDOW: Final = 4 * MAX_PACKET  # bytes (§7.2.3)
 MOST_WINDOW: Final = 256 * 1024  # bytes: 20 Mbit/s at a round trip of 100 ms
 RTO_FIRST: Final = 0.4  # seconds; §15 says 1, and a player would notice it when a first packet is lost
-RTO_ABOVE: Final = (
-    0.22  # above the round trip, at least: browsers acknowledge a packet alone after 0.2. TCP waits as long
-)
+RTO_ABOVE: Final = 0.22  # at least, above the round trip: browsers acknowledge a packet alone after 0.2; §15 says 1
 RTO_MOST: Final = 2.0  # §15 says 60: a game that waited so long is over
 MAX_RETRANSMITS: Final = 10  # in a row without an answer, then the peer is gone (§15, Association.Max.Retrans)
 MEASURE_EVERY: Final = 0.1  # seconds between two measurements of the round trip
