@@ -31,8 +31,7 @@
 #define AT_ONCE 16              /* connecting at the same time */
 #define PACE (1000 * MS / 80)   /* ns between two beginnings: a server may limit handshakes per second */
 #define PATIENCE 60.0           /* seconds for all to connect */
-#define ACK_EVERY (250 * MS)    /* docs/reference/wire.md, "Two links" */
-#define PROBE_EVERY (1000 * MS)
+#define PROBE_EVERY (1000 * MS) /* docs/reference/wire.md, "Two links" */
 #define HELD (250 * MS)         /* a cycle's channel stays open so long: closed within 20 ms it ends the process of geckos.io */
 #define CHECK_EVERY 64          /* deliveries per full check */
 #define BUFFER 65536
@@ -47,7 +46,7 @@ struct client {
     char *rest;                 /* BUFFER bytes of what came by TCP and is not complete */
     size_t rest_length;
     uint64_t poll_at;           /* ns: when candidates are asked for again */
-    uint64_t received, told, told_at; /* messages on the data channel; of them, as acknowledged; when */
+    uint64_t heard_at;          /* when the last message came on the data channel */
     uint64_t close_at;          /* cycle */
     uint64_t due_deliveries;
     int number;                 /* of its last message */
@@ -325,7 +324,7 @@ void peer_message(struct peer *peer, const char *text, size_t length) {
     struct client *c = &clients[number_of(peer)];
     const char *digits = memmem(text, length, "\"t\":1", 5);
     uint64_t stamp = 0;
-    c->received++;
+    c->heard_at = now;
     if (!digits || digits + 4 + TIME_DIGITS > text + length) {
         others++;
         return;
@@ -348,16 +347,9 @@ static void say(struct client *c, uint64_t due) {
     peer_send(&c->peer, text, (size_t)length, now);
 }
 
-static void acknowledge(struct client *c) { /* as session.js does */
-    static const char probe[] = "{\"type\":\"session:probe\",\"reliable\":false}";
-    char text[100];
-    if (c->received != c->told && now - c->told_at >= ACK_EVERY) {
-        c->told = c->received;
-        c->told_at = now;
-        int length = snprintf(text, sizeof text, "{\"type\":\"session:ack\",\"content\":{\"received\":%llu}}", (unsigned long long)c->received);
-        put_frame(c, text, (size_t)length);
-    }
-    if (now - c->peer.sent_at >= PROBE_EVERY) peer_send(&c->peer, probe, sizeof probe - 1, now);
+static void probe(struct client *c) { /* as session.js does */
+    static const char text[] = "{\"type\":\"session:probe\",\"reliable\":false}";
+    if (now - c->peer.sent_at >= PROBE_EVERY && now - c->heard_at >= PROBE_EVERY) peer_send(&c->peer, text, sizeof text - 1, now);
 }
 
 /* ---- the loop ---- */
@@ -387,7 +379,7 @@ static void look_round(void) { /* timers, in steps of 5 ms */
     for (int i = 0; i < begun; i++) {
         struct client *c = &clients[i];
         if (c->stage == SIGNALLED) peer_run(&c->peer, now);
-        if (c->stage == SIGNALLED && session && c->peer.state == PEER_OPEN) acknowledge(c);
+        if (c->stage == SIGNALLED && session && c->peer.state == PEER_OPEN) probe(c);
         if (c->stage == POLLING && c->poll_at && now >= c->poll_at) {
             c->poll_at = 0;
             request(c, "GET", "/additional-candidates", "", POLLING);

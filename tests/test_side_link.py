@@ -147,8 +147,11 @@ class Wire:
     def clock(self) -> float:
         return self.now
 
+    def catch_up(self) -> bool:
+        return False
+
     def frames(self, blob: bytes) -> tuple[Any, list[Any]]:
-        return SimpleNamespace(frames=[blob]), []
+        return SimpleNamespace(count=1), []
 
     def push(self, channel: Any, batch: Any, now: float) -> int:
         return 1

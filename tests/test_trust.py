@@ -100,6 +100,22 @@ def test_what_arrives_with_the_next_acknowledgement_was_not_lost() -> None:
     assert trust.loss < 0.1
 
 
+def test_a_proven_link_is_not_probed_while_it_speaks() -> None:
+    trust = Trust()
+    trust.heard_at = 9.9
+    assert trust.wants_probe(10.0)  # that they are heard says nothing yet of ours
+    trust.sent(10.0)
+    trust.acked(1, 10.1)
+    trust.heard_at = 10.9
+    assert not trust.wants_probe(10.9 + PROBE_EVERY - 0.01)
+    assert trust.next_look(11.0) == 10.9 + PROBE_EVERY and trust.wants_probe(10.9 + PROBE_EVERY)
+    trust.sent(12.0)
+    trust.heard_at = 12.0 + DEMOTE_AFTER
+    assert trust.route(12.0 + DEMOTE_AFTER) is Route.RELIABLE
+    trust.heard_at = again = 12.0 + DEMOTE_AFTER + TRUST_AGAIN
+    assert trust.wants_probe(again)  # it must prove itself anew
+
+
 def test_an_idle_link_is_probed_once_a_second_unless_it_was_given_up() -> None:
     trust = Trust()
     assert trust.wants_probe(5.0)

@@ -387,7 +387,7 @@ class Doctor:
             self._tell(failed("geckos", tried, why(error), "Does the proxy pass /.wrtc/ on?"))
 
     async def _open_geckos(self, offer: str, url: str, tried: str, opens: bool) -> Finding:
-        side = DataChannelLink(offer, time.monotonic, lambda frame: None, lambda count: None)
+        side = DataChannelLink(offer, time.monotonic, lambda frame: None)
         try:
             answer = await self._fetch("POST", f"{url}/remote-description", body={"type": "answer", "sdp": side.answer})
             if answer.status != 200:

@@ -217,7 +217,7 @@ class SideLink(Channel[AnyPeer]):
     def _write(self, blob: bytes) -> None:
         now = self._server.clock()
         batch, _ = self._server.frames(blob)  # nothing else comes this way
-        due, sent = len(batch.frames), self._server.push(self, batch, now)
+        due, sent = batch.count, self._server.push(self, batch, now)
         if sent < due:
             self._server.rooms.totals.refused["shed"] += due - sent
         if sent:
@@ -225,7 +225,10 @@ class SideLink(Channel[AnyPeer]):
 
     def take(self, data: str | bytes, now: float) -> None:
         """It came where things may be lost, whatever it says of itself."""
+        if self._received == self._acked:
+            self.look_at = min(self.look_at, self._acked_at + ACK_EVERY)
         self._received += 1
+        self.trust.heard_at = now
         inbox, size = self.client.core.inbox, size_of(data)
         try:
             item = V1_DIALECT.decode(data) if isinstance(data, str) else unpack_binary(data)
@@ -359,7 +362,7 @@ class GeckosLink(Channel[AnyPeer]):
     def _write(self, blob: bytes) -> None:
         now = self._server.clock()
         batch, others = self._server.frames(blob)
-        shed = len(batch.frames) - self._server.push(self, batch, now) if batch.frames else 0
+        shed = batch.count - self._server.push(self, batch, now) if batch.count else 0
         for frame in others:
             if len(frame.payload) > self.peer.max_message_size:
                 sent = False

@@ -14,7 +14,7 @@ from typing import Any, Final
 from .client.links import DataChannelLink, WebSocketLink
 from .client.state import Clock
 from .client.wire import Frame, Pong, SessionClosed, Welcome, read_control, read_frame, write_frame
-from .protocol import Ack, Answer, Close
+from .protocol import Answer, Close
 
 WITHIN: Final = 10.0  # seconds for each step
 UDP_WITHIN: Final = 3.0  # seconds for a data channel to open, as in the clients
@@ -35,7 +35,6 @@ class Seat:
         self.wanted = range(0)  # numbers; others are not ours
         self._link = link
         self._pong: asyncio.Future[Pong] = asyncio.get_running_loop().create_future()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def read(self) -> None:
         try:
@@ -70,7 +69,7 @@ class Seat:
     async def side(self, candidate: str) -> AsyncIterator[DataChannelLink]:
         """A data channel by one line of the offer alone. Raises TimeoutError, OSError, ValueError, SessionClosed."""
         offer = with_only(self.welcome.offer or "", candidate)
-        side = DataChannelLink(offer, time.monotonic, self._take, self._acknowledge)
+        side = DataChannelLink(offer, time.monotonic, self._take)
         try:
             async with asyncio.timeout(UDP_WITHIN):
                 await side.bind()
@@ -85,17 +84,6 @@ class Seat:
         if found is not None and found.type == "check" and isinstance(found.n, int) and found.n in self.wanted:
             self.arrived.setdefault(found.n, time.monotonic())
             self.came.set()
-
-    def _acknowledge(self, received: int) -> None:
-        """Without it the server would take the channel for dead."""
-
-        async def say() -> None:
-            with suppress(SessionClosed):
-                await self.say("session:ack", Ack(received))
-
-        task = asyncio.create_task(say())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ DOUBT_AFTER: Final = 0.25  # seconds without an acknowledgement (or 4 × rtt): f
 DEMOTE_AFTER: Final = 2.0  # seconds: from here on, the reliable link alone
 TRUST_AGAIN: Final = 30.0  # seconds after which the unreliable link gets another chance
 ACK_EVERY: Final = 0.1  # seconds between a server's acknowledgements while datagrams flow (docs/decisions/0006)
-PROBE_EVERY: Final = 1.0  # seconds without a message, after which a probe keeps the judgement fresh
+PROBE_EVERY: Final = 1.0  # seconds without a message either way, after which a probe keeps the judgement fresh
 
 
 class Route(Enum):
@@ -36,6 +36,7 @@ class Trust:
         "_sent_by_ack",
         "_sent_lately",
         "_waits_since",
+        "heard_at",
         "loss",
         "rtt",
     )
@@ -49,6 +50,7 @@ class Trust:
         self._waits_since: float | None = None  # when the first message after the last acknowledgement was sent
         self._proven = False
         self._rejected_until = 0.0
+        self.heard_at = 0.0  # when the last message came on this link
         self.rtt = 0.0  # seconds, measured on the reliable link: the path is the same
         self.loss = 0.0  # share, smoothed
 
@@ -91,14 +93,19 @@ class Trust:
         return Route.UNRELIABLE
 
     def wants_probe(self, now: float) -> bool:
-        """Nothing was sent for a while, and the link is not rejected: a probe shows whether it lives."""
-        return now >= self._rejected_until and now - self._sent_at >= PROBE_EVERY
+        """Nothing was sent for a while, and the link is not rejected: a probe shows whether it lives. A proven one is
+        not asked while it speaks: the other side sends that way only as long as our acknowledgements reach it."""
+        return now >= self._rejected_until and now >= self._probe_at
+
+    @property
+    def _probe_at(self) -> float:
+        return (max(self._sent_at, self.heard_at) if self._proven else self._sent_at) + PROBE_EVERY
 
     def next_look(self, now: float) -> float:
         """When `route` may be another one, or a probe wanted, if until then nothing is sent or acknowledged."""
         if now < self._rejected_until:
             return self._rejected_until
-        probe = self._sent_at + PROBE_EVERY
+        probe = self._probe_at
         if self._waits_since is None:
             return probe
         doubt, end = self._waits_since + max(DOUBT_AFTER, 4 * self.rtt), self._waits_since + DEMOTE_AFTER

@@ -22,7 +22,7 @@ from typing import IO, Any
 import pytest
 from network import bent
 
-from session_server.rtc import datachannel, sctp, sctp_chunks, sdp, stun
+from session_server.rtc import datachannel, sctp, sctp_chunks, sctp_send, sdp, stun
 from session_server.rtc.datachannel import (
     AMPLIFICATION,
     MAX_CHANNELS,
@@ -38,6 +38,7 @@ from session_server.rtc.datachannel import (
 )
 from session_server.rtc.dcep import DCEP, Channel
 from session_server.rtc.dtls import Certificate
+from session_server.rtc.sctp_receive import WINDOW
 from session_server.rtc.stun import Address, Credentials
 
 OURS, THEIRS = Certificate.new(), Certificate.new()
@@ -328,6 +329,125 @@ def test_a_batch_that_fits_into_one_datagram_leaves_at_once() -> None:
         assert world.server.send_at_once(other, world.now) is None  # none, or several datagrams, or too long
     world.server.close(world.now)
     assert world.server.send_at_once(batch, world.now) is None
+
+
+class Acknowledged:
+    """A server that sends at once, and what its client answers: a lone acknowledgement each time, for the test to
+    bring."""
+
+    def __init__(self) -> None:
+        self.world = connected()
+        self.server, self.now = self.world.server, self.world.now
+        self.sent = 0
+        self.bring(self.exchange())  # the first measures the way
+
+    def exchange(self) -> bytes:
+        datagram = self.server.send_at_once(batch_of("x" * 100), self.now)
+        assert datagram is not None
+        self.sent += 1
+        self.world.client.receive(datagram[0], SERVER, self.now)
+        ((answer, _),) = self.world.client.transmit(self.now + 1)
+        assert len(answer) == datachannel.SACK_ALONE
+        return answer
+
+    def bring(self, datagram: bytes) -> bool:
+        return self.server.receive(datagram, CLIENT, self.now)
+
+
+def test_acknowledgements_are_read_when_something_waits_for_them_and_the_newest_is_enough() -> None:
+    it = Acknowledged()
+    at = it.now
+    for _ in range(5):
+        it.now += 0.01
+        assert not it.bring(it.exchange())
+    assert (it.server.arrived, it.server.acked_at) == (1, at)
+    assert not it.server.catch_up() and (it.server.arrived, it.server.acked_at) == (6, it.now)
+    assert it.server.buffered == 0
+    it.now += 0.01
+    it.bring(it.exchange())
+    it.server.run(it.now)
+    assert it.server.arrived == it.sent and it.server.acked_at == it.now
+    it.now += 0.01
+    it.bring(it.exchange())
+    assert it.server.transmit(it.now) == [] and it.server.arrived == it.sent
+    for _ in range(300):
+        it.now += 0.0001
+        it.bring(it.exchange())
+        assert it.server.buffered <= 4 * datachannel.MAX_UNREAD * 120
+    it.now += sctp_send.MEASURE_EVERY
+    it.bring(it.exchange())
+    assert it.server.arrived == it.sent and it.server.acked_at == it.now  # it measures the way again
+
+
+def test_an_acknowledgement_that_was_overtaken_does_not_take_the_place_of_a_later_one() -> None:
+    it = Acknowledged()
+    first, second = it.exchange(), it.exchange()
+    it.bring(second)
+    it.bring(first)
+    it.server.catch_up()
+    assert it.server.arrived == it.sent == 3 and it.server.buffered == 0
+
+
+def test_what_looks_like_an_acknowledgement_and_is_none_hides_none() -> None:
+    it = Acknowledged()
+    answer = it.exchange()
+    forged = answer[:5] + b"\xff" * 6 + answer[11:]  # as if it were the newest
+    heartbeat = it.world.client._association
+    assert heartbeat is not None and it.world.client._dtls is not None
+    packet = heartbeat._header.packet(sctp_chunks.chunk(sctp_chunks.HEARTBEAT, sctp_chunks.parameter(1, b"12345678")))
+    asked = it.world.client._dtls.seal(packet)
+    assert len(asked) == len(forged) == datachannel.SACK_ALONE
+    assert not any(it.bring(datagram) for datagram in (answer, asked, forged))
+    assert it.server.catch_up()  # there is something to answer
+    assert it.server.arrived == it.sent
+    (reply, _) = it.server.transmit(it.now)[0]
+    assert it.world.client.receive(reply, SERVER, it.now) in (True, False)
+    assert it.server._dtls is not None and it.server._dtls.forged == 1
+
+
+def test_no_more_than_a_few_wait_to_be_read_whoever_sends_them() -> None:
+    it = Acknowledged()
+    answer = it.exchange()
+    for number in range(1000):
+        it.bring(answer[:3] + number.to_bytes(8, "big") + answer[11:])
+        assert len(it.server._unread) < datachannel.MAX_UNREAD
+    it.bring(answer)
+    it.server.catch_up()
+    assert it.server.arrived == it.sent
+
+
+def test_an_acknowledgement_beside_data_is_read_after_those_that_came_before() -> None:
+    it = Acknowledged()
+    assert it.world.client._association is not None
+    receiver = it.world.client._association._receiver
+    datagram = it.server.send_at_once(batch_of("x" * 100), it.now)
+    assert datagram is not None
+    it.world.client.receive(datagram[0], SERVER, it.now)
+    receiver._held = WINDOW  # as if it had no room
+    ((closed, _),) = it.world.client.transmit(it.now + 1)
+    receiver._held = 0
+    it.world.client.send("x", it.now)
+    receiver.sack_at = it.now
+    ((opened, _),) = it.world.client.transmit(it.now)
+    assert len(closed) == datachannel.SACK_ALONE < len(opened)
+    it.bring(closed)
+    it.bring(opened)
+    assert it.server._association is not None
+    assert it.server._association._sender._peer_window == WINDOW
+
+
+def test_an_end_that_could_wait_to_be_read_is_one() -> None:
+    it = Acknowledged()
+    it.exchange()
+    client = it.world.client._association
+    assert client is not None and it.world.client._dtls is not None
+    end = it.world.client._dtls.seal(
+        client._header.packet(sctp_chunks.chunk(sctp_chunks.ABORT, b"\0\x0c\0\x0cfarewell"))
+    )
+    assert len(end) == datachannel.SACK_ALONE and not it.bring(end)
+    assert it.server.catch_up()
+    assert [type(event) for event in it.server.take_events()] == [Closed] and it.server.state == "closed"
+    assert not it.server.catch_up() and not it.bring(end)
 
 
 def test_nothing_leaves_at_once_before_the_channel_is_open() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import inf, sqrt
 from random import Random
 from struct import pack, unpack_from
@@ -72,7 +72,9 @@ def check(pair: Pair) -> None:
     """What the two halves count is what they hold."""
     for end in (pair.a, pair.b):
         sender, receiver = end._sender, end._receiver
-        assert sender._flight == sum(one.size for one in sender._outstanding if one.state == sctp_send.UNDER_WAY)
+        under_way = sum(one.size for one in sender._outstanding if one.state == sctp_send.UNDER_WAY)
+        assert sender._flight == under_way + sum(item.size for item in sender._streak)
+        assert sender._streak_tsn + sum(item.count for item in sender._streak) == sender.next_tsn
         assert sender._reliable_size == sum(one.size for one in sender._reliable)
         assert sender._unreliable_size == sum(one.size for one in sender._unreliable)
         held = [one.message for one in receiver._fragments.values()]
@@ -1125,18 +1127,23 @@ def test_a_bundle_that_need_not_wait_leaves_at_once() -> None:
     assert pair.heard("b") == [b"one", b"two"] and pair.a.buffered == 0 and pair.a.rtt > 0
 
 
+def bundled(*payloads: bytes) -> Bundle:
+    """One for `send_at_once`."""
+    (item,) = bundle([Message(1, BINARY, payload) for payload in payloads])
+    assert isinstance(item, Bundle)
+    return item
+
+
 def test_nothing_overtakes_what_waits_and_a_sack_takes_the_next_packet() -> None:
     pair = connected()
-    (item,) = bundle([Message(1, BINARY, b"one")])
-    long = Message(1, BINARY, b"x" * 3000)
-    assert pair.a.send_at_once(bundle([long])[0], pair.now) is None  # more than a packet
+    item = bundled(b"one")
     pair.a.push((item,), item.size)
     assert pair.a.send_at_once(item, pair.now) is None  # one waits already
     (packet,) = pair.a.transmit(pair.now)
     pair.b.receive(packet, pair.now)
-    assert pair.b.send_at_once(item, pair.now) is None  # a SACK waits, which costs nothing in the next packet
-    pair.b.push((item,), item.size)
-    (packet,) = pair.b.transmit(pair.now)
+    assert pair.b.send_at_once(bundled(b"x" * 1100), pair.now) is None  # with which a SACK might not fit
+    packet = pair.b.send_at_once(item, pair.now)
+    assert packet is not None and types([packet]) == [wire.SACK, wire.DATA] and pair.b.sack_at == inf
     pair.a.receive(packet, pair.now)
     assert pair.a.buffered == 0
     pair.run(0.5)
@@ -1149,6 +1156,44 @@ def test_nothing_overtakes_what_waits_and_a_sack_takes_the_next_packet() -> None
     assert pair.a.transmit(pair.now) == []
 
 
+def test_the_longest_sack_is_as_long_as_is_said() -> None:
+    gaps = [[tsn, tsn] for tsn in range(2, 2 + 2 * sctp_receive.GAPS, 2)]
+    assert len(wire.sack(0, WINDOW, gaps)) == sctp_receive.LONGEST_SACK
+    assert len(wire.sack(7, WINDOW, [])) == 16 and wire.sack(7, WINDOW, []) == wire.chunk(
+        wire.SACK, wire.SACK_HEAD.pack(7, WINDOW, 0, 0)
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_leaves_at_once_is_counted_as_all_else_under_loss_and_between_other_messages(seed: int) -> None:
+    pair = connected(Network(seed))
+    pair.network.loss = 0.1
+    random, item, sent, steps = pair.network.random, bundled(b"one", b"two"), 0, 0
+    while steps < 400:
+        steps += 1
+        if random.random() < 0.8:
+            packet = pair.a.send_at_once(item, pair.now)
+            if packet is None:
+                pair.a.push((item,), item.size)
+            else:
+                pair.network.send("b", packet, pair.now)
+            sent += item.count
+        else:
+            say(pair.a, b"lost perhaps")
+            sent += 1
+        if random.random() < 0.1:
+            say(pair.a, b"kept", ordered=True, retransmits=None)
+        check(pair)
+        pair.run(0.004)
+        check(pair)
+    pair.network.loss = 0.0
+    pair.run(3.0)
+    check(pair)
+    assert pair.a.buffered == 0 and not pair.a._sender._outstanding and not pair.a._sender._streak
+    assert 0.8 * sent < pair.a.arrived <= sent
+    assert len([one for one in pair.heard("b") if one != b"kept"]) >= pair.a.arrived
+
+
 def test_whole_bundles_are_shed_and_each_message_in_them_counts() -> None:
     pair = connected()
     pair.network.loss = 1.0
@@ -1159,114 +1204,53 @@ def test_whole_bundles_are_shed_and_each_message_in_them_counts() -> None:
     assert STALE - item.size <= (4 * pushed - shed) / 4 * item.size <= STALE + item.size
 
 
-def test_a_sack_that_nothing_waits_for_is_read_when_something_does() -> None:
+def acknowledged(pair: Pair) -> bytes:
+    """A bundle of `a` leaves and arrives; returns the SACK for it."""
+    packet = pair.a.send_at_once(bundled(b"x" * 100), pair.now)
+    assert packet is not None
+    pair.b.receive(packet, pair.now)
+    return pair.b.transmit(pair.now + 1)[0]
+
+
+def test_an_acknowledgement_can_wait_unless_something_waits_for_it() -> None:
     pair = connected()
-    (item,) = bundle([Message(1, BINARY, b"x" * 100)])
-
-    def exchange() -> bool:
-        """One bundle, and the SACK for it."""
-        packet = pair.a.send_at_once(item, pair.now)
-        assert packet is not None
-        pair.b.receive(packet, pair.now)
-        (sack,) = pair.b.transmit(pair.now + 1)
-        return pair.a.receive(sack, pair.now)
-
-    exchange()
-    assert pair.a.arrived == 1 and pair.a.acked_at == pair.now  # this one measured the way
-    for _ in range(5):
-        pair.now += 0.01
-        assert not exchange()
-    assert pair.a._sender.arrived == 1 and pair.a.buffered == 6 * item.size - item.size
-    pair.a.run(pair.now)
-    assert pair.a.arrived == 6 and pair.a.buffered == 0 and pair.a.acked_at == pair.now
-    for _ in range(300):
-        pair.now += 0.0001
-        exchange()
-        assert pair.a.buffered <= pair.a._sender.window / 2 + item.size
-    assert pair.a._sender.arrived > 250
-    pair.now += 0.1
-    exchange()
-    assert pair.a._sender.arrived == 307 and pair.a._sender.acked_at == pair.now  # time to measure again
-
-
-def test_a_sack_that_waits_is_still_held_against_the_checksum() -> None:
+    assert not pair.a.can_wait  # none is expected
+    sack = acknowledged(pair)
+    assert not pair.a.can_wait  # the first measures the way
+    pair.a.receive(sack, pair.now)
+    item, left = bundled(b"x" * 100), 0
+    while 2 * left < pair.a._sender.window:
+        assert pair.a.send_at_once(item, pair.now) is not None
+        left += item.size
+        assert pair.a.can_wait == (2 * left < pair.a._sender.window)
     pair = connected()
-    (item,) = bundle([Message(1, BINARY, b"x" * 100)])
-    for number in range(2):
-        packet = pair.a.send_at_once(item, pair.now)
-        assert packet is not None
-        pair.b.receive(packet, pair.now)
-        (sack,) = pair.b.transmit(pair.now + 1)
-        if number == 0:
-            pair.a.receive(sack, pair.now)
-    pair.a.receive(sack[:-1] + bytes([sack[-1] ^ 1]), pair.now)
-    ignored = pair.a.ignored
-    pair.a.run(pair.now)
-    assert pair.a.ignored == ignored + 1 and pair.a.arrived == 1
-
-
-def quick(pair: Pair) -> tuple[Bundle, Callable[[], bytes]]:
-    """A bundle, and the SACK that `b` answers it with; `a` knows the way of 20 ms, so that it measures it seldom."""
-    item = bundle([Message(1, BINARY, b"x" * 100)])[0]
-    assert isinstance(item, Bundle)
-
-    def acknowledged() -> bytes:
-        packet = pair.a.send_at_once(item, pair.now)
-        assert packet is not None
-        pair.b.receive(packet, pair.now)
-        return pair.b.transmit(pair.now + 1)[0]
-
-    pair.a.receive(acknowledged(), pair.now)
-    assert pair.a._sender._timed is None
-    return item, acknowledged
+    pair.a.receive(acknowledged(pair), pair.now)
+    acknowledged(pair)
+    assert pair.a.can_wait
+    say(pair.a, b"x")
+    assert not pair.a.can_wait
+    pair.a.transmit(pair.now)
+    assert pair.a.can_wait
+    pair.now += sctp_send.MEASURE_EVERY
+    acknowledged(pair)
+    assert not pair.a.can_wait  # it measures again
 
 
 def test_what_left_after_a_sack_that_is_read_late_has_its_whole_time() -> None:
     pair = connected()
-    item, acknowledged = quick(pair)
+    pair.a.receive(acknowledged(pair), pair.now)
     pair.now += 0.01
     left = pair.now
-    assert not pair.a.receive(acknowledged(), pair.now + 0.05)
+    sack = acknowledged(pair)
     pair.now = left + 0.19
+    item = bundled(b"x" * 100)
     assert pair.a.send_at_once(item, pair.now)
     due = pair.a.next_deadline
     assert due < pair.now + 0.05  # of the first, which has arrived
     pair.now = max(due, left + 0.27)
+    pair.a.receive(sack, left + 0.05)
     pair.a.run(pair.now)
     assert pair.a.transmit(pair.now) == [] and pair.a.buffered == item.size, "given up 80 ms after it left"
-
-
-def test_a_sack_that_was_overtaken_does_not_take_the_place_of_a_later_one() -> None:
-    pair = connected()
-    _, acknowledged = quick(pair)
-    pair.now += 0.01
-    first, second = acknowledged(), acknowledged()
-    pair.a.receive(second, pair.now)
-    pair.a.receive(first, pair.now)
-    pair.a.run(pair.now + 0.3)
-    assert pair.a.buffered == 0 and pair.a.arrived == 3
-    before, after = (bytes(16) + wire.TSN(tsn) for tsn in (0xFFFFFFFF, 0))
-    assert wire.is_overtaken(before, after) and not wire.is_overtaken(after, before)
-
-
-def test_a_sack_that_is_read_late_does_not_undo_what_a_later_one_beside_data_has_said() -> None:
-    pair = connected()
-    item, acknowledged = quick(pair)
-    pair.now += 0.01
-    packet = pair.a.send_at_once(item, pair.now)
-    assert packet is not None
-    pair.b.receive(packet, pair.now)
-    pair.b._receiver._held = WINDOW  # as if it had no room
-    (closed,) = pair.b.transmit(pair.now + 1)
-    pair.b._receiver._held = 0
-    say(pair.b, b"x")
-    pair.b._receiver.sack_at = pair.now
-    (opened,) = pair.b.transmit(pair.now)
-    assert types([closed]) == [wire.SACK] and types([opened]) == [wire.SACK, wire.DATA]
-    pair.a.receive(closed, pair.now)
-    pair.a.receive(opened, pair.now)
-    pair.a.transmit(pair.now)
-    assert pair.a._sender._peer_window == WINDOW
 
 
 def test_data_without_an_event_wants_a_look_for_its_sack() -> None:
@@ -1276,20 +1260,12 @@ def test_data_without_an_event_wants_a_look_for_its_sack() -> None:
     assert pair.b.receive(first, pair.now) and pair.b.next_deadline < inf
 
 
-def test_who_counts_what_has_arrived_need_not_wait_for_a_sack_to_be_read() -> None:
-    pair = connected()
-    _, acknowledged = quick(pair)
-    pair.now += 0.01
-    pair.a.receive(acknowledged(), pair.now)
-    assert (pair.a.arrived, pair.a.acked_at) == (2, pair.now)
-
-
 def test_what_has_arrived_and_when_outlasts_a_new_beginning() -> None:
     pair = connected()
-    _, acknowledged = quick(pair)
+    pair.a.receive(acknowledged(pair), pair.now)
     pair.now += 0.01
     at = pair.now
-    pair.a.receive(acknowledged(), at)
+    pair.a.receive(acknowledged(pair), at)
     pair.b = pair.ends["b"] = Association(random=pair.network.random.randbytes)
     pair.b.connect(pair.now)
     pair.run(0.5)

@@ -26,7 +26,6 @@ MAX_FRAME = 16 * 1024 * 1024  # bytes; a welcome names up to 200 people with 4 K
 CLOSE_TIMEOUT = 2.0  # seconds for the server to answer a close frame
 CERTIFICATE = 1015  # RFC 6455 §7.4.1: never on the wire
 MAX_DATAGRAM_MESSAGE = 256 * 1024  # bytes of one message by data channel, as browsers take them
-ACK_EVERY: Final = 0.25  # seconds; for servers that do not see the channel's own acknowledgements: ours does
 ANY_ADDRESS: Final = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 PROBE: Final = write_frame("session:probe", reliable=False)
 
@@ -104,11 +103,8 @@ class DataChannelLink(asyncio.DatagramProtocol):
 
     kind: Literal["datachannel"] = "datachannel"
 
-    def __init__(
-        self, offer: str, now: Callable[[], float], arrived: Callable[[Frame], None], received: Callable[[int], None]
-    ) -> None:
-        """`offer` is the server's, SDP; raises ValueError if it is not usable. `arrived` is called for each message,
-        `received` with their number in all, every 250 ms while some come."""
+    def __init__(self, offer: str, now: Callable[[], float], arrived: Callable[[Frame], None]) -> None:
+        """`offer` is the server's, SDP; raises ValueError if it is not usable. `arrived` is called for each message."""
         self.trust = Trust()
         self.opened = asyncio.Event()
         self.ended = asyncio.Event()
@@ -118,10 +114,7 @@ class DataChannelLink(asyncio.DatagramProtocol):
         self._sockets: dict[socket.AddressFamily, asyncio.DatagramTransport] = {}
         self._now = now
         self._arrived = arrived
-        self._tell = received
         self._is_congested = False
-        self._received = 0  # messages, probes included
-        self._acknowledgement: asyncio.TimerHandle | None = None
         self._turn_handle: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf  # on our clock
@@ -151,7 +144,7 @@ class DataChannelLink(asyncio.DatagramProtocol):
         return True
 
     async def watch(self) -> None:
-        """Until it ends. A probe where nothing else was sent for a while shows that it lives, before it is needed."""
+        """Until it ends. A probe where nothing came or left for a while shows that it lives, before it is needed."""
         while not self.ended.is_set():
             now = self._now()
             self.trust.route(now)
@@ -166,7 +159,7 @@ class DataChannelLink(asyncio.DatagramProtocol):
         self.ended.set()
         self._peer.close(self._now())
         self._transmit()
-        for handle in (self._turn_handle, self._timer, self._acknowledgement):
+        for handle in (self._turn_handle, self._timer):
             if handle is not None:
                 handle.cancel()
         for transport in self._sockets.values():
@@ -196,7 +189,8 @@ class DataChannelLink(asyncio.DatagramProtocol):
                 case datachannel.Opened():
                     self.opened.set()
                 case datachannel.Message():
-                    self._take(event.data)
+                    self.trust.heard_at = self._now()
+                    self._arrived(event.data)
                 case datachannel.Closed():
                     self.ended.set()
         due = self._peer.next_deadline
@@ -216,16 +210,6 @@ class DataChannelLink(asyncio.DatagramProtocol):
             transport = self._sockets.get(family_of(address[0]))
             if transport is not None and not transport.is_closing() and not self._is_congested:
                 transport.sendto(data, address)
-
-    def _take(self, data: Frame) -> None:
-        self._received += 1
-        if self._acknowledgement is None:
-            self._acknowledgement = asyncio.get_running_loop().call_later(ACK_EVERY, self._acknowledge)
-        self._arrived(data)
-
-    def _acknowledge(self) -> None:
-        self._acknowledgement = None
-        self._tell(self._received)
 
 
 def family_of(host: str) -> socket.AddressFamily:

@@ -259,9 +259,7 @@ class Seat:
             await asyncio.sleep(SIDE_AGAIN)
 
     async def _use_side(self, offer: str) -> None:
-        side = DataChannelLink(
-            offer, self.now, self._take_aside, lambda count: self.outbox.say("session:ack", Ack(count))
-        )
+        side = DataChannelLink(offer, self.now, self._take_aside)
         try:
             async with asyncio.timeout(SIDE_WITHIN):
                 await side.bind()

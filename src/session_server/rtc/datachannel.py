@@ -16,7 +16,7 @@ from typing import Final
 
 from . import dcep, sctp, sdp, stun
 from .dcep import Channel
-from .dtls import Certificate, Dtls
+from .dtls import APPLICATION, OVERHEAD, Certificate, Dtls
 from .ice import Checks, Datagram
 from .sdp import Answer
 from .stun import Address, Credentials
@@ -31,6 +31,8 @@ STREAM: Final = 1  # of the channel that the server opens: odd, as the DTLS serv
 SHORTEST_WAIT: Final = 0.005  # seconds between two calls of `run`: no layer below can keep a loop busy
 PROBES: Final = 5  # heartbeats to a new address, after which it must ask again
 PROBE_TIMEOUT: Final = 0.5  # seconds until the second, and then twice as long each time
+SACK_ALONE: Final = sctp.ALONE + OVERHEAD  # bytes of a datagram with one
+MAX_UNREAD: Final = 16  # of these that wait to be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,14 @@ class Batch:
 
     frames: Sequence[Frame]
     bundles: Sequence[sctp.Once]  # the same, by the packet
+    only: sctp.Bundle | None  # the same, if it is one packet
+    count: int  # of frames
     size: int  # bytes on the wire
+
+
+def number_of(unread: tuple[bytes, float]) -> bytes:
+    """Epoch and sequence of a record, as it says itself."""
+    return unread[0][3:11]
 
 
 def pack(data: str | bytes) -> Frame:
@@ -120,7 +129,10 @@ def pack(data: str | bytes) -> Frame:
 
 def batch(frames: Sequence[Frame]) -> Batch:
     """The same for several messages, which leave together."""
-    return Batch(frames, sctp.bundle(frames), sum([frame.size for frame in frames]))
+    bundles = sctp.bundle(frames)
+    only = bundles[0] if len(bundles) == 1 else None
+    size = sum([frame.size for frame in frames])
+    return Batch(frames, bundles, only if isinstance(only, sctp.Bundle) else None, len(frames), size)
 
 
 class Peer:
@@ -136,7 +148,6 @@ class Peer:
         "_checks",
         "_dtls",
         "_events",
-        "_fast",
         "_fingerprint",
         "_heard",
         "_local",
@@ -151,7 +162,9 @@ class Peer:
         "_ran",
         "_random",
         "_setup_until",
+        "_short_way",
         "_target",
+        "_unread",
         "counters",
         "max_message_size",
         "state",
@@ -178,7 +191,9 @@ class Peer:
         self._main: int | None = None  # stream of the channel that `send` uses
         self._paths: dict[Address, Path] = {}
         self._path: Path | None = None  # where we send
-        self._fast = False  # that channel is open, and as `push` needs it
+        # While that channel is open, and as `push` needs it: what makes packets, and datagrams, and where they go.
+        self._short_way: tuple[sctp.Association, Callable[[bytes], bytes], Address] | None = None
+        self._unread: list[tuple[bytes, float]] = []  # acknowledgements, by their looks, and when they came
         self._moved = False  # the path changed in the middle of the handshake, so that proves none
         self._target: Path | None = None  # where we want to send, once it is proven
         self._probes = 0  # heartbeats sent to it
@@ -213,10 +228,15 @@ class Peer:
     def receive(self, datagram: bytes, address: Address, now: float) -> bool:
         """Any bytes from anywhere. False: there are no events, and `transmit` has nothing to send, now or in a moment:
         as after nearly every acknowledgement."""
+        path = self._paths.get(address)
+        first = datagram[0] if datagram else 255
+        if len(datagram) == SACK_ALONE and first == APPLICATION and path is not None and self._short_way is not None:
+            self._unread.append((datagram, now))
+            if self._short_way[0].can_wait and len(self._unread) < MAX_UNREAD:
+                return False
+            return self.catch_up()
         if self.state == "closed":
             return False
-        first = datagram[0] if datagram else 255
-        path = self._paths.get(address)
         if path is not None and 20 <= first <= 63:  # RFC 7983 §7
             return self._receive_dtls(datagram, path, now)
         if first <= 3:
@@ -311,6 +331,7 @@ class Peer:
         self._path = path
         if path is self._target:
             self._forget_target()
+        self._find_short_way()
 
     def _forget_target(self) -> None:
         self._target, self._probe_at = None, inf
@@ -348,12 +369,32 @@ class Peer:
         self._dtls = Dtls(self._options.certificate, self._fingerprint, client, self._options.own_records)
         return self._dtls
 
+    def catch_up(self) -> bool:
+        """Reads what could wait; returns the same as `receive`. The newest first, by the number of its record: if that
+        is an acknowledgement, it says all that those before it said, and they are dropped as if they were lost."""
+        unread, self._unread = self._unread, []
+        something, dtls = False, self._dtls
+        for datagram, at in sorted(unread, key=number_of, reverse=True):
+            assert dtls is not None
+            packets = dtls.receive(datagram, at)
+            something |= self._receive_packets(dtls, packets, at)
+            if packets and sctp.is_sack_alone(packets[0]):
+                break
+        return something
+
     def _receive_dtls(self, datagram: bytes, path: Path, now: float) -> bool:
-        dtls, association = self._dtls, self._association
-        if association is None or dtls is None or not path.proven:
+        dtls = self._dtls
+        if self._association is None or dtls is None or not path.proven:
             self._receive_early(datagram, path, now)
             return True
-        packets = dtls.receive(datagram, now)
+        something = bool(self._unread) and self.catch_up()
+        return self._receive_packets(dtls, dtls.receive(datagram, now), now) or something
+
+    def _receive_packets(self, dtls: Dtls, packets: Sequence[bytes], now: float) -> bool:
+        """What came in one datagram."""
+        association = self._association
+        if association is None:
+            return True
         if not packets:  # forged, empty, of the handshake, or the end
             if dtls.state != "connected":
                 self._end(dtls.reason)
@@ -428,7 +469,8 @@ class Peer:
         """The peer has forgotten all channels (RFC 9260 §5.2.4.1): its own are closed, and ours is offered again."""
         closed = [stream for stream in self._channels if stream != STREAM or self._checks is not None]
         self._channels.clear()
-        self._fast, self._main = False, None
+        self._main = None
+        self._find_short_way()
         self._events += [ChannelClosed(stream) for stream in closed]
         self._established(association, now)
 
@@ -440,6 +482,7 @@ class Peer:
             self._forget_target()
             if path is not self._path:
                 self._switch(path)
+            self._find_short_way()
 
     def _receive_message(self, stream: int, ppid: int, payload: bytes, now: float) -> None:
         if ppid == dcep.DCEP:
@@ -482,9 +525,18 @@ class Peer:
         channel.open = True
         if self.state == "new":
             self.state = "open"
-        if stream == self._main == STREAM:
-            self._fast = not channel.ordered and channel.max_retransmits == 0
+        self._find_short_way()
         self._events.append(Opened(stream, channel.label, channel.protocol))
+
+    def _find_short_way(self) -> None:
+        channel, path = self._channels.get(STREAM), self._path
+        dtls, association = self._dtls, self._association
+        self._short_way = None
+        if channel is None or path is None or dtls is None or association is None:
+            return
+        fits = channel.open and not channel.ordered and channel.max_retransmits == 0 and self._main == STREAM
+        if fits and path.proven:
+            self._short_way = (association, dtls.sealer, path.address)
 
     def _receive_reset(self, association: sctp.Association, streams: Sequence[int], now: float) -> None:
         """A channel is closed by resetting its streams, both ways (RFC 8831 §6.7)."""
@@ -525,7 +577,7 @@ class Peer:
         if reliable:
             fits = self.state == "open" and len(frame.payload) <= self.max_message_size
             return fits and association.send(STREAM, frame.ppid, frame.payload)
-        if not self._fast or len(frame.payload) > self.max_message_size:
+        if self._short_way is None or len(frame.payload) > self.max_message_size:
             return self._send(frame.ppid, frame.payload, now, self._main)
         self.counters.shed += association.push((frame,), frame.size)
         return True
@@ -533,26 +585,26 @@ class Peer:
     def push_all(self, batch: Batch, now: float) -> int:
         """All frames of a `batch`; returns by how many more messages are on their way, older ones that were shed for
         them subtracted: so that over time the sum is what left."""
-        if not self._fast or self._association is None or batch.size > self.max_message_size:
+        if self._short_way is None or batch.size > self.max_message_size:
             return sum(self.push(frame, now) for frame in batch.frames)
-        shed = self._association.push(batch.bundles, batch.size)
+        shed = self._short_way[0].push(batch.bundles, batch.size)
         self.counters.shed += shed
-        return len(batch.frames) - shed
+        return batch.count - shed
 
     def send_at_once(self, batch: Batch, now: float) -> Datagram | None:
         """What is to be sent now for a batch, as far as it is one datagram and nothing waits that would be in it. Else
         None, and nothing is sent: it is for `push_all`."""
-        association, path, dtls = self._association, self._path, self._dtls
-        if not self._fast or association is None or path is None or dtls is None or not path.proven:
+        if self._short_way is None or batch.only is None or batch.size > self.max_message_size:
             return None
-        if len(batch.bundles) != 1 or batch.size > self.max_message_size:
-            return None
-        packet = association.send_at_once(batch.bundles[0], now)
-        return None if packet is None else (dtls.seal(packet), path.address)
+        association, seal, address = self._short_way
+        packet = association.send_at_once(batch.only, now)
+        return None if packet is None else (seal(packet), address)
 
     def transmit(self, now: float) -> list[Datagram]:
         """What is to be sent now; all messages since the last call in as few datagrams as hold them."""
         dtls, path = self._dtls, self._path
+        if self._unread:
+            self.catch_up()
         if dtls is not None and path is not None:
             datagrams = dtls.take_datagrams()
             if self._association is not None:
@@ -597,6 +649,8 @@ class Peer:
     def run(self, now: float) -> None:
         """All that is due."""
         self._ran = now
+        if self._unread:
+            self.catch_up()
         if self.state == "closed":
             return
         if self.state == "new" and now >= self._setup_until:
@@ -638,7 +692,8 @@ class Peer:
     def _end(self, reason: str) -> None:
         if self.state != "closed":
             self.state = "closed"
-            self._association = None
+            self._association = self._short_way = None
+            self._unread.clear()
             self._events.append(Closed(reason))
 
     @property
@@ -655,6 +710,11 @@ class Peer:
     def buffered(self) -> int:
         """Bytes that wait to be sent or acknowledged."""
         return self._association.buffered if self._association is not None else 0
+
+    @property
+    def sack_at(self) -> float:
+        """When an acknowledgement must leave, if none does before beside something else."""
+        return self._association.sack_at if self._association is not None else inf
 
     @property
     def arrived(self) -> int:

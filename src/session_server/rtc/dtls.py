@@ -9,6 +9,7 @@ lost flights are repeated by the `now` of the caller, and a record costs a micro
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -462,6 +463,11 @@ class Dtls:
         assert self._connection is not None
         self._connection.send(plaintext)
         return self._connection.bio_read(65536)
+
+    @property
+    def sealer(self) -> Callable[[bytes], bytes]:
+        """The same as `seal`, from now until the end."""
+        return self.seal if self._records is None else self._records.seal
 
     def take_datagrams(self) -> list[bytes]:
         """What is to be sent now, in order."""

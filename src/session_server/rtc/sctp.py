@@ -16,11 +16,14 @@ from struct import Struct, pack, unpack_from
 from typing import Final
 
 from . import sctp_chunks as wire
-from .sctp_receive import STREAMS, WINDOW, Received, Receiver
-from .sctp_send import MAX_RETRANSMITS, RTO_MOST, Message, Once, Sender, bundle
+from .sctp_chunks import ALONE, is_sack_alone
+from .sctp_receive import LONGEST_SACK, STREAMS, WINDOW, Received, Receiver
+from .sctp_send import MAX_RETRANSMITS, RTO_MOST, Bundle, Message, Once, Sender, bundle
 
 __all__ = [
+    "ALONE",
     "Association",
+    "Bundle",
     "Closed",
     "Established",
     "Event",
@@ -31,14 +34,13 @@ __all__ = [
     "Restarted",
     "StreamReset",
     "bundle",
+    "is_sack_alone",
 ]
 
 COOKIE_LIFE: Final = 60.0  # seconds (§15)
 COOKIE: Final = Struct("!LLLLLLLd")  # both tags, both first TSNs, the peer's window, both tags of before, when
 DENIED, PERFORMED, IN_PROGRESS = 2, 1, 6  # results of a stream reset (RFC 6525 §4.4)
 MAX_RESETS: Final = 256  # streams in one request
-SACK_ALONE: Final = wire.CHUNK.pack(wire.SACK, 0, 16)  # one without gaps, as nearly all are
-ALONE: Final = 28  # bytes of a packet with it and nothing else
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +88,9 @@ class Association:
     """One association. `receive` never raises on what a peer sends; what is bad is counted in `ignored`."""
 
     __slots__ = (
-        "_acked_at", "_answer", "_arrived", "_control", "_events", "_first_tsn", "_max_message", "_nonce", "_packets",
-        "_peer_reset", "_peer_tag", "_random", "_receiver", "_repeated", "_reset", "_reset_number", "_resets",
-        "_secret", "_sender", "_state", "_tag", "_to_us", "_unread", "ignored",
+        "_acked_at", "_answer", "_arrived", "_control", "_events", "_first_tsn", "_header", "_max_message", "_nonce",
+        "_packets", "_peer_reset", "_peer_tag", "_random", "_receiver", "_repeated", "_reset", "_reset_number",
+        "_resets", "_secret", "_sender", "_state", "_tag", "_to_us", "ignored",
     )  # fmt: skip
 
     def __init__(self, *, random: Callable[[int], bytes], max_message: int = 65536) -> None:
@@ -110,7 +112,8 @@ class Association:
         """Both halves from their first TSNs on, with nothing of what was before."""
         self._tag, self._peer_tag = tag, peer_tag  # what the peer must write, and what we must
         self._to_us = wire.Header(tag)
-        self._packets = wire.Packets(wire.Header(peer_tag))
+        self._header = wire.Header(peer_tag)
+        self._packets = wire.Packets(self._header)
         self._first_tsn = tsn
         self._sender = Sender(tsn, window)
         self._receiver = Receiver(peer_tsn, self._max_message, self._events.append)
@@ -118,7 +121,6 @@ class Association:
         self._reset: Repeated | None = None
         self._resets: set[int] = set()  # streams still to be reset
         self._peer_reset = peer_tsn - 1  # number of the peer's last request
-        self._unread: tuple[bytes, float] | None = None  # a packet with a SACK alone, and when it came
 
     def _number(self) -> int:
         return int.from_bytes(self._random(4), "big")
@@ -138,14 +140,22 @@ class Association:
     @property
     def arrived(self) -> int:
         """Messages that are sent once and have arrived, ever."""
-        self._catch_up()
         return self._arrived + self._sender.arrived
 
     @property
     def acked_at(self) -> float:
         """When something last arrived."""
-        self._catch_up()
         return max(self._acked_at, self._sender.acked_at)
+
+    @property
+    def sack_at(self) -> float:
+        """When a SACK is due, if none leaves before with something else; inf: none is owed."""
+        return self._receiver.sack_at
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether an acknowledgement that comes now can be read later: each says what the ones before it said."""
+        return self._sender.can_wait
 
     @property
     def rtt(self) -> float:
@@ -181,7 +191,7 @@ class Association:
         if self._state != "established":
             return None
         self._nonce = self._random(16)
-        return self._packets.header.packet(wire.chunk(wire.HEARTBEAT, wire.parameter(1, self._nonce)))
+        return self._header.packet(wire.chunk(wire.HEARTBEAT, wire.parameter(1, self._nonce)))
 
     def shutdown(self, now: float) -> None:
         """Ends politely; what waits is not sent any more."""
@@ -209,19 +219,22 @@ class Association:
     def transmit(self, now: float) -> list[bytes]:
         """What is due: control chunks, a SACK, DATA as far as both windows allow; as few packets as hold them."""
         packets, sender = self._packets, self._sender
-        self._catch_up()
         if self._control or self._answer or sender.forward_due or self._receiver.sack_at < inf:
             self._transmit_control(packets, now)
         if self._state == "established":
             sender.transmit(packets, now)
         return packets.take()
 
-    def send_at_once(self, item: Once, now: float) -> bytes | None:
-        """The packet with a bundle, as far as nothing else waits that would be in it; else None, and it is not sent."""
-        if self._control or self._answer or self._receiver.sack_at < inf or self._state != "established":
+    def send_at_once(self, item: Bundle, now: float) -> bytes | None:
+        """The packet with a bundle, and a SACK if one is due, as far as nothing else waits that would be in it; else
+        None, and it is not sent. For an association that has sent something before."""
+        owes = self._receiver.sack_at < inf
+        if self._control or (owes and item.size > wire.MAX_CONTENT - LONGEST_SACK):
             return None
         content = self._sender.send_at_once(item, now)
-        return None if content is None else self._packets.header.packet(content)
+        if content is None:
+            return None
+        return self._header.packet(self._receiver.sack() + content if owes else content)
 
     @property
     def is_due(self) -> bool:
@@ -259,7 +272,6 @@ class Association:
 
     def run(self, now: float) -> None:
         """All that is due; `transmit` sends it."""
-        self._catch_up()
         for one in (self._repeated, self._reset):
             if one is not None and now >= one.when:
                 self._run_repeated(one, now)
@@ -286,32 +298,10 @@ class Association:
             self.ignored += 1
             return False
         try:
-            if len(packet) == ALONE and packet.startswith(SACK_ALONE, 12) and self._state == "established":
-                if self._unread is None or not wire.is_overtaken(packet, self._unread[0]):
-                    self._unread = (packet, now)
-                if self._sender.can_wait:
-                    return False
-                self._read_sack()
-            else:
-                self._receive_chunks(packet, self._tag if self._to_us.fits(packet) else wire.tag_of(packet), now)
+            self._receive_chunks(packet, self._tag if self._to_us.fits(packet) else wire.tag_of(packet), now)
         except ValueError:
             self.ignored += 1
         return bool(self._events) or self.is_due
-
-    def _read_sack(self) -> None:
-        """The last that came alone. Each says what the ones before it said, so it is read when something waits for it.
-        Raises ValueError."""
-        if self._unread is not None:
-            (packet, at), self._unread = self._unread, None
-            if not self._to_us.fits(packet):
-                raise ValueError("packet with a wrong tag or checksum")
-            self._sender.receive_sack(packet, 12, 16, at)
-
-    def _catch_up(self) -> None:
-        try:
-            self._read_sack()
-        except ValueError:
-            self.ignored += 1
 
     def _receive_chunks(self, packet: bytes, tag: int, now: float) -> None:
         at, end = 12, len(packet)
@@ -328,7 +318,6 @@ class Association:
                 if self._state != "established" or (type == wire.SACK and has_sack):
                     raise ValueError(f"chunk {type} in state {self._state}, or a second one")
                 if type == wire.SACK:
-                    self._catch_up()  # with what came before this one
                     self._sender.receive_sack(packet, at, size, now)
                     has_sack = True
                 else:

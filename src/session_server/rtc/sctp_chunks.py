@@ -9,6 +9,7 @@ from struct import Struct, pack, unpack_from
 from typing import Final
 
 import google_crc32c
+from google_crc32c import extend
 
 assert google_crc32c.implementation == "c", "google-crc32c without its C part is a hundred times slower"
 
@@ -32,6 +33,8 @@ DATA_TAIL: Final = Struct("!HHL").pack  # stream, sequence number, payload proto
 DATA_HEAD: Final = Struct("!LHHL")  # the same, with the TSN before them
 INIT_BODY: Final = Struct("!LLHHL")  # tag, window, outbound and inbound streams, first TSN (§3.3.2)
 SACK_HEAD: Final = Struct("!LLHH")  # cumulative TSN, window, number of gap blocks and of duplicates (§3.3.4)
+SACK_ALONE: Final = CHUNK.pack(SACK, 0, 16)  # how one without gaps begins
+ALONE: Final = 28  # bytes of a packet with it and nothing else
 
 
 class Header:
@@ -45,14 +48,14 @@ class Header:
 
     def packet(self, content: bytes) -> bytes:
         """The checksum is over the packet with zeros in its place, and little endian (§6.8, appendix A)."""
-        checksum: int = google_crc32c.extend(self._checksum, content)
+        checksum: int = extend(self._checksum, content)
         return self._start + checksum.to_bytes(4, "little") + content
 
     def fits(self, packet: bytes) -> bool:
         """Whether this packet begins so, and has the right checksum."""
         if not packet.startswith(self._start):
             return False
-        checksum: int = google_crc32c.extend(self._checksum, packet[12:])
+        checksum: int = extend(self._checksum, packet[12:])
         return checksum == int.from_bytes(packet[8:12], "little")
 
 
@@ -118,14 +121,15 @@ def parameters(data: bytes, at: int) -> dict[int, bytes]:
 
 def sack(cumulative: int, window: int, gaps: list[list[int]]) -> bytes:
     """`gaps`: first and last TSN of each block that came beyond a gap."""
+    if not gaps:
+        return SACK_ALONE + SACK_HEAD.pack(cumulative & 0xFFFFFFFF, window, 0, 0)
     blocks = b"".join(pack("!HH", first - cumulative, last - cumulative) for first, last in gaps)
     return chunk(SACK, SACK_HEAD.pack(cumulative & 0xFFFFFFFF, window, len(gaps), 0) + blocks)
 
 
-def is_overtaken(packet: bytes, other: bytes) -> bool:
-    """Whether a SACK alone was sent before another one: its cumulative TSN is lower (§6.2.1, D)."""
-    tsn, reached = int.from_bytes(packet[16:20], "big"), int.from_bytes(other[16:20], "big")
-    return bool(tsn - reached & 0x80000000)
+def is_sack_alone(packet: bytes) -> bool:
+    """A packet with a SACK without gaps and nothing else, as most are that a peer sends which is sent much."""
+    return len(packet) == ALONE and packet.startswith(SACK_ALONE, 12)
 
 
 def unwrap(wire: int, near: int) -> int:

@@ -20,6 +20,7 @@ WINDOW: Final = 1024 * 1024  # bytes that wait for their turn or their other fra
 HOLDING: Final = 256  # bytes of memory that each of these costs besides its payload
 AHEAD: Final = 4096  # TSNs above the cumulative one that are taken
 GAPS: Final = 64  # blocks in a SACK: what would need one more is not taken
+LONGEST_SACK: Final = 16 + 4 * GAPS  # bytes of the chunk
 STREAMS: Final = 1024
 SACK_DELAY: Final = 0.02  # seconds; §6.2 allows 0.5
 

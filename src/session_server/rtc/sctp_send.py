@@ -42,7 +42,7 @@ RTO_FIRST: Final = 0.4  # seconds; §15 says 1, and a player would notice it whe
 RTO_ABOVE: Final = 0.22  # at least, above the round trip: browsers acknowledge a packet alone after 0.2; §15 says 1
 RTO_MOST: Final = 2.0  # §15 says 60: a game that waited so long is over
 MAX_RETRANSMITS: Final = 10  # in a row without an answer, then the peer is gone (§15, Association.Max.Retrans)
-MEASURE_EVERY: Final = 0.1  # seconds between two measurements of the round trip
+MEASURE_EVERY: Final = 0.2  # seconds between two measurements of the round trip
 REORDERED: Final = 3  # packets that may overtake one before it is taken for lost (§7.2.4)
 MAX_SKIPPED: Final = 64  # streams in one FORWARD TSN
 
@@ -90,7 +90,7 @@ class Bundle:
     """Messages of one chunk each and one stream that are sent once, in one packet (§6.10), made once for every peer.
     They share its fate: should a peer take only some of them, it is as if it took none."""
 
-    __slots__ = ("_layout", "_parts", "count", "size", "stream")
+    __slots__ = ("_first", "_last", "_layout", "_parts", "count", "size", "stream")
     retransmits = 0
     chunks: Sequence[Chunk] = ()
 
@@ -100,13 +100,17 @@ class Bundle:
         self.count = len(chunks)
         self.size = sum([chunk.size for chunk in chunks])  # bytes on the wire
         between = [one.rest + other.head for one, other in pairwise(chunks)]
+        self._first, self._last = chunks[0].head, chunks[-1].rest  # before the first TSN, and after the last
         self._parts: list[bytes | int] = [0] * (2 * self.count + 1)  # at odd places are the TSNs
-        self._parts[::2] = chunks[0].head, *between, chunks[-1].rest
-        self._layout = layout((4, *map(len, between), len(chunks[-1].rest)))
+        self._parts[::2] = self._first, *between, self._last
+        self._layout = layout((4, *map(len, between), len(self._last)))
 
     def content(self, tsn: int) -> bytes:
         """Its chunks, from this TSN on."""
-        parts, start = self._parts.copy(), tsn & 0xFFFFFFFF
+        parts, start = self._parts, tsn & 0xFFFFFFFF
+        if self.count == 1:
+            return self._first + TSN(start) + self._last
+        parts = parts.copy()
         tsns = range(start, start + self.count)
         parts[1::2] = tsns if tsns.stop <= 1 << 32 else [number & 0xFFFFFFFF for number in tsns]
         return self._layout(*parts)
@@ -155,10 +159,10 @@ class Sender:
     """What one association sends."""
 
     __slots__ = (
-        "_acked", "_due", "_flight", "_left_at", "_measured_at", "_numbers", "_outstanding", "_packets",
-        "_partial_acked", "_peer_window", "_recover_until", "_reliable", "_reliable_size", "_rtt_variation",
-        "_threshold", "_timed", "_tries", "_turn", "_unreliable", "_unreliable_size", "acked_at", "arrived",
-        "deadline", "forward_due", "next_tsn", "rto", "rtt", "shed", "window",
+        "_acked", "_due", "_flight", "_left_at", "_measure_at", "_numbers", "_outstanding", "_packets",
+        "_partial_acked", "_peer_window", "_recover_until", "_reliable", "_reliable_size", "_rtt_variation", "_streak",
+        "_streak_tsn", "_threshold", "_timed", "_tries", "_turn", "_unreliable", "_unreliable_size", "acked_at",
+        "arrived", "deadline", "forward_due", "next_tsn", "rto", "rtt", "shed", "window",
     )  # fmt: skip
 
     def __init__(self, first_tsn: int, window: int) -> None:
@@ -179,6 +183,10 @@ class Sender:
         self._unreliable_size = 0
         self._turn = False  # of the unreliable ones, if both wait
         self._outstanding: deque[Outgoing] = deque()  # by rising TSN, all from the cumulative one on
+        # Bundles that left behind all of those, each in a packet of its own, and of which nothing is known yet: as
+        # nearly all that is ever sent. Their TSNs and packets follow from their places (`_unfold`).
+        self._streak: deque[Bundle] = deque()
+        self._streak_tsn = first_tsn  # of the first of them, or else of what comes next
         self._due: deque[Outgoing] = deque()  # of them, what is to leave: for the first time, or again
         self._flight = 0  # bytes under way
         self._packets = 0  # with data, that have left
@@ -189,8 +197,8 @@ class Sender:
         self._recover_until = self._acked
         self._peer_window = window
         self._rtt_variation = 0.0
-        self._timed: tuple[Outgoing, float] | None = None  # whose round trip is measured, and when it left
-        self._measured_at = -inf
+        self._timed: tuple[int, float] | None = None  # TSN whose round trip is measured, and when it left
+        self._measure_at = -inf  # when the next one may be
         self._tries = 0  # time-outs in a row
 
     # --- what waits ---------------------------------------------------------------------------------------------------
@@ -201,16 +209,18 @@ class Sender:
 
     @property
     def can_wait(self) -> bool:
-        """Whether nothing waits for an acknowledgement: neither a message nor a measurement, and half the window is
-        free."""
-        window = self.window if self.window < self._peer_window else self._peer_window
-        return self._timed is None and 2 * self._flight < window and not self.waits
+        """Whether an acknowledgement may come, and nothing waits for it: neither a message nor a measurement, and half
+        the window is free."""
+        twice = 2 * self._flight
+        if self._timed is not None or not 0 < twice < self.window or twice >= self._peer_window:
+            return False
+        return not (self._due or self._unreliable or self._reliable)
 
     @property
     def buffered(self) -> int:
         """Bytes that wait to be sent or acknowledged."""
-        under_way = sum(one.size for one in self._outstanding if one.state in (UNDER_WAY, DUE))
-        return self._reliable_size + self._unreliable_size + under_way
+        due = sum(one.size for one in self._outstanding if one.state == DUE)
+        return self._reliable_size + self._unreliable_size + self._flight + due
 
     def send(self, stream: int, ppid: int, payload: bytes, ordered: bool, retransmits: int | None) -> bool:
         """False: too much waits already. What may be lost is always taken."""
@@ -246,6 +256,9 @@ class Sender:
 
     def transmit(self, packets: Packets, now: float) -> None:
         """What may leave now, first what was lost."""
+        if not self.waits:
+            return
+        self._unfold()
         window = self.window if self.window < self._peer_window else self._peer_window
         if not window and not self._flight:
             window = 1  # a closed window is probed
@@ -259,7 +272,7 @@ class Sender:
                 item = self._pop_unreliable()
                 if isinstance(item, Bundle):
                     packets.add(item.content(self.next_tsn))
-                    left = self._leave_together(item, self._packets + len(packets.done))
+                    left = self._number(item, self._packets + len(packets.done))
                 else:
                     self._begin(item)
             elif self._reliable:
@@ -269,22 +282,39 @@ class Sender:
         if left is not None:
             self._has_left(left, now)
 
-    def send_at_once(self, item: Once, now: float) -> bytes | None:
+    def send_at_once(self, item: Bundle, now: float) -> bytes | None:
         """The chunks of a bundle that may leave now, alone and before anything else; None: it must wait its turn."""
         flight, tsn = self._flight, self.next_tsn
-        if self._unreliable or self._reliable or self._due or self.forward_due or not isinstance(item, Bundle):
+        if self._unreliable or self._reliable or self._due or self.forward_due:
             return None
         if flight >= self.window or flight >= self._peer_window or tsn > self._acked + MAX_OUTSTANDING:
             return None
-        content = item.content(tsn)
-        self._has_left(self._leave_together(item, self._packets), now)
-        return content
+        self.next_tsn = tsn + item.count
+        self._flight = flight + item.size
+        self._streak.append(item)
+        self._left_at = now
+        if now >= self._measure_at:
+            self._time(tsn, now)
+        if self.deadline == inf:
+            self._arm(now)
+        return item.content(tsn)
+
+    def _unfold(self) -> None:
+        """Each of the streak for itself, since what becomes of them may differ now."""
+        for item in self._streak:
+            self._outstanding.append(self._under_way(item, self._streak_tsn, self._packets))
+            self._packets += 1
+            self._streak_tsn += item.count
+        self._streak.clear()
+
+    def _under_way(self, item: Bundle, tsn: int, packet: int) -> Outgoing:
+        return Outgoing(item, 0, tsn, tsn + item.count - 1, item.size, UNDER_WAY, packet)
 
     def _has_left(self, last: Outgoing, now: float) -> None:
         self._packets = last.left + 1
         self._left_at = now
-        if self._timed is None and not last.lost and now >= self._measured_at + MEASURE_EVERY:
-            self._timed = (last, now)
+        if now >= self._measure_at and not last.lost:
+            self._time(last.first, now)
         if self.deadline == inf:
             self._arm(now)
 
@@ -299,13 +329,12 @@ class Sender:
         self._flight += data.size
         return one
 
-    def _leave_together(self, item: Bundle, packet: int) -> Outgoing:
+    def _number(self, item: Bundle, packet: int) -> Outgoing:
         """A bundle takes its TSNs, in the packet of this number."""
-        first, size = self.next_tsn, item.size
-        self.next_tsn = after = first + item.count
-        one = Outgoing(item, 0, first, after - 1, size, UNDER_WAY, packet)
+        one = self._under_way(item, self.next_tsn, packet)
+        self.next_tsn = self._streak_tsn = one.last + 1
         self._outstanding.append(one)
-        self._flight += size
+        self._flight += item.size
         return one
 
     def _pop_reliable(self) -> Message:
@@ -331,6 +360,7 @@ class Sender:
             self.next_tsn += 1
             self._outstanding.append(one)
             self._due.append(one)
+        self._streak_tsn = self.next_tsn
 
     def forward(self) -> bytes:
         """FORWARD TSN: what was given up, up to the first that was not (RFC 3758 §3.5). What arrived is passed over
@@ -362,6 +392,8 @@ class Sender:
         if not before <= cumulative < self.next_tsn:
             return  # old, or of what was never sent
         full = self._flight + MAX_PACKET > self.window
+        if gaps:
+            self._unfold()
         acked, newest = self._take_cumulative(cumulative)
         if gaps:
             acked_beyond, newest_beyond = self._take_gaps(unpack_from(f"!{2 * gaps}H", packet, at + 16))
@@ -369,10 +401,8 @@ class Sender:
         self._flight -= acked
         if acked:
             self.acked_at = now
-        timed = self._timed
-        if timed is not None and timed[0].state == ARRIVED:
-            self._measured_at = now
-            self._measure(now - timed[1])
+        if self._timed is not None and self._has_arrived(self._timed[0]):
+            self._measure(now - self._timed[1], now)
         if gaps and acked:
             self._miss(newest)
         self._peer_window = window
@@ -397,6 +427,13 @@ class Sender:
                 if one.left > newest:
                     newest = one.left
             one.state = ARRIVED
+        streak, first, after = self._streak, self._streak_tsn, cumulative + 1
+        while streak and first + streak[0].count <= after:
+            item = streak.popleft()
+            first += item.count
+            acked += item.size
+        self.arrived += first - self._streak_tsn
+        self._streak_tsn = first
         self._acked = cumulative
         return acked, newest
 
@@ -415,6 +452,9 @@ class Sender:
                     newest = max(newest, one.left)
                 one.state = ARRIVED
         return acked, newest
+
+    def _has_arrived(self, tsn: int) -> bool:
+        return tsn <= self._acked or any(one.first == tsn and one.state == ARRIVED for one in self._outstanding)
 
     def _count_arrival(self, one: Outgoing) -> None:
         message = one.message
@@ -441,8 +481,7 @@ class Sender:
             if one.state != UNDER_WAY:  # given up with another fragment
                 continue
             self._flight -= one.size
-            if self._timed is not None and self._timed[0] is one:
-                self._timed = None  # whether the first or the second was acknowledged could not be told (§6.3.1, C5)
+            self._forget_time(one)  # whether the first or the second was acknowledged could not be told (§6.3.1, C5)
             limit = one.message.retransmits
             one.lost += 1
             if limit is None or one.lost <= limit:
@@ -459,6 +498,7 @@ class Sender:
         for one in self._outstanding if len(lost.message.chunks) > 1 else ():
             if start <= one.first < start + len(lost.message.chunks):
                 self._flight -= one.size if one.state == UNDER_WAY else 0
+                self._forget_time(one)
                 one.state = GIVEN_UP
 
     def _grow(self, acked: int) -> None:
@@ -471,9 +511,17 @@ class Sender:
             self._partial_acked -= self.window
             self.window = min(self.window + MAX_PACKET, MOST_WINDOW)
 
-    def _measure(self, rtt: float) -> None:
+    def _time(self, tsn: int, now: float) -> None:
+        """A measurement begins."""
+        self._timed, self._measure_at = (tsn, now), inf
+
+    def _forget_time(self, one: Outgoing) -> None:
+        if self._timed is not None and self._timed[0] == one.first:
+            self._timed, self._measure_at = None, -inf
+
+    def _measure(self, rtt: float, now: float) -> None:
         """§6.3.1."""
-        self._timed = None
+        self._timed, self._measure_at = None, now + MEASURE_EVERY
         if not self.rtt:
             self.rtt, self._rtt_variation = rtt, rtt / 2
         else:
@@ -485,6 +533,7 @@ class Sender:
         """§6.3.3: if nothing was acknowledged for too long, all is lost that is under way. False: the peer is gone."""
         if now < self.deadline:
             return True
+        self._unfold()
         self._tries += 1
         self._threshold = max(self.window // 2, LEAST_WINDOW)
         self.window = MAX_PACKET
@@ -497,7 +546,7 @@ class Sender:
     def _arm(self, now: float) -> None:
         """Waits twice as long after each time-out (§6.3.3, E2), until something arrives: then the path is there again,
         and what was sent twice cannot be measured (§6.3.1, C5), so to wait for a measurement might take long."""
-        if not self._outstanding:
+        if not self._outstanding and not self._streak:
             self.deadline = inf
         else:
             self.deadline = now + (min(self.rto * 2**self._tries, RTO_MOST) if self._tries else self.rto)

@@ -33,7 +33,7 @@ LARGEST: Final = 2048  # bytes of a datagram that is read
 IPV4, IPV6 = 2, 4  # parts of an address, as sockets give them
 BUFFER: Final = 4 * 1024 * 1024  # bytes of the socket's own buffers
 TICK: Final = 0.04  # seconds between two looks at what is due
-SOON: Final = 0.2  # seconds after which something sent may be due again, at the earliest: no time-out is shorter
+SOON: Final = 0.2  # seconds after which something is due, at the earliest, but for a SACK: no time-out is shorter
 HANDSHAKES: Final = 100.0  # per second; each costs a millisecond or two
 ATTEMPTS: Final = 0.25  # per second and address, for each peer that it may have; twice as many as peers at once
 MAX_EARLY: Final = 256  # checks that came before their answer
@@ -130,30 +130,42 @@ class DataChannels:
     def _receive(self, data: bytes, address: Address, now: float) -> None:
         """RFC 7983 §7: the first byte says which protocol it is; 64 and above is left to later transports."""
         first = data[0] if data else 255
-        channel = None
         if first <= 3:
-            ufrag = stun.ufrag_of(data) or ""
-            channel = self._by_ufrag.get(ufrag)
-            if channel is None and ufrag:
-                self._hold_early(ufrag, data, address, now)
-                return
-        elif 20 <= first <= 63:
-            channel = self._by_address.get(address)
-        if channel is None or (first > 3 and now < channel.deaf_until):
+            self._receive_stun(data, address, now)
+            return
+        channel = self._by_address.get(address) if 20 <= first <= 63 else None
+        if channel is None or now < channel.deaf_until:
             self.rooms.totals.refused["datagram" if channel is None else "datagram_over_rate"] += 1
             return
+        channel.heard = now
         try:
-            something = channel.peer.receive(data, address, now)
-            if first <= 3:
-                self._follow(channel, now)
-            if first > 3 or self._by_address.get(address) is channel:
-                channel.heard = now
-            if something:
-                channel.look_at = 0.0
-                self._take_events(channel, now, clean=True)
-                self._dirty.add(channel)
+            if channel.peer.receive(data, address, now):
+                self._take_in(channel, now)
         except Exception:
             self._fail(channel)
+
+    def _receive_stun(self, data: bytes, address: Address, now: float) -> None:
+        ufrag = stun.ufrag_of(data) or ""
+        channel = self._by_ufrag.get(ufrag)
+        if channel is None:
+            if ufrag:
+                self._hold_early(ufrag, data, address, now)
+            else:
+                self.rooms.totals.refused["datagram"] += 1
+            return
+        try:
+            channel.peer.receive(data, address, now)
+            self._follow(channel, now)
+            if self._by_address.get(address) is channel:
+                channel.heard = now
+            self._take_in(channel, now)
+        except Exception:
+            self._fail(channel)
+
+    def _take_in(self, channel: AnyChannel, now: float) -> None:
+        """Something came for it: events, or what is to be answered."""
+        self._take_events(channel, now, clean=True)
+        self._dirty.add(channel)
 
     def _fail(self, channel: AnyChannel) -> None:
         """A fault of ours: loud, and ends no more than this channel."""
@@ -187,10 +199,10 @@ class DataChannels:
         dirty, self._dirty = self._dirty, set()
         self._frames.clear()
         for channel in dirty:
-            channel.look_at = min(channel.look_at, now + SOON)
             try:
                 for data, address in channel.peer.transmit(now):
                     self._send(data, address)
+                channel.look_at = min(channel.look_at, channel.peer.sack_at, now + SOON)
                 self._take_events(channel, now)
             except Exception:
                 self._fail(channel)
@@ -369,7 +381,7 @@ class DataChannels:
     def _look(self, channel: AnyChannel, now: float) -> None:
         try:
             peer = channel.peer
-            if peer.next_deadline <= now:
+            if peer.catch_up() or peer.next_deadline <= now:
                 peer.run(now)
                 self._take_events(channel, now)
                 self._dirty.add(channel)
@@ -399,13 +411,14 @@ class DataChannels:
         """At once if nothing else waits for this peer, as is usual, else with what does."""
         try:
             datagram = channel.peer.send_at_once(batch, now)
-            if datagram is not None:
-                if channel.look_at > now + SOON:
-                    channel.look_at = now + SOON
-                self._send(*datagram)
-                return len(batch.frames)
-            self.mark(channel)
-            return channel.peer.push_all(batch, now)
+            if datagram is None:
+                self.mark(channel)
+                return channel.peer.push_all(batch, now)
+            if channel.look_at > now + SOON:
+                channel.look_at = now + SOON
+            data, address = datagram
+            self._send(data, address)
+            return batch.count
         except Exception:
             self._fail(channel)
             return 0

@@ -34,8 +34,7 @@ const SIDE_WITHIN = 3_000; // ms for a data channel to open
 const SIDE_AGAIN = 30_000; // ms until the next attempt, and until a link that went silent is trusted again
 const DOUBT_AFTER = 250; // ms without an acknowledgement (or 4 × rtt): from here on, both links
 const DEMOTE_AFTER = 2_000; // ms: from here on, the WebSocket alone
-const ACK_EVERY = 250; // ms between two acknowledgements, while datagrams come
-const PROBE_EVERY = 1_000; // ms without a message, after which a probe keeps the judgement fresh
+const PROBE_EVERY = 1_000; // ms without a message either way, after which a probe keeps the judgement fresh
 const NUMBERED = 4_096; // senders and types whose last number is remembered
 const LISTED = 200; // people; a server lists no more, it only counts them
 const SAMPLES = 8; // of the clock: 40 s of heartbeats
@@ -391,6 +390,7 @@ class Trust {
   #isProven = false;
   #rejectedUntil = 0;
   loss = 0; // share, smoothed
+  heardAt = 0; // when the last message came on this link
 
   /** @param {number} now */
   sent(now) {
@@ -426,15 +426,18 @@ class Trust {
     return !this.#isProven || silent >= Math.max(DOUBT_AFTER, 4 * rtt) ? "both" : "unreliable";
   }
 
-  /** @param {number} now */
-  wantsProbe(now) { return now >= this.#rejectedUntil && now - this.#sentAt >= PROBE_EVERY; }
+  /** A proven link is not asked while it speaks: the server sends that way only as long as our acknowledgements, those
+   * of SCTP, reach it. @param {number} now */
+  wantsProbe(now) {
+    const since = this.#isProven ? Math.max(this.#sentAt, this.heardAt) : this.#sentAt;
+    return now >= this.#rejectedUntil && now - since >= PROBE_EVERY;
+  }
 }
 
 /** The wire for what may be lost: a WebRTC data channel, signalled by the WebSocket that it belongs to. */
 class DataChannelLink {
   kind = /** @type {const} */ ("datachannel");
   trust = new Trust();
-  received = 0; // messages, probes included
   #connection = new RTCPeerConnection();
   #channel = /** @type {RTCDataChannel | null} */ (null);
 
@@ -825,7 +828,7 @@ class Room {
   }
 
   #closeSide() {
-    this.#timers.stop("side", "look", "ack");
+    this.#timers.stop("side", "look");
     this.#side?.close();
     this.#side = null;
   }
@@ -836,7 +839,7 @@ class Room {
     this.#timers.start("side", SIDE_AGAIN, () => this.#openSide());
   }
 
-  /** A probe where nothing else was sent for a while: so it is known to live before it is needed. */
+  /** A probe where nothing came or left for a while: so it is known to live before it is needed. */
   #watchSide() {
     const now = performance.now();
     if (this.#side?.trust.wantsProbe(now)) this.#side.send(textFrame("session:probe", undefined, false));
@@ -845,15 +848,9 @@ class Room {
 
   /** @param {DataChannelLink} side @param {string | ArrayBuffer} data */
   #arrivedAside(side, data) {
-    side.received++;
-    if (!this.#timers.runs("ack")) this.#timers.start("ack", ACK_EVERY, () => this.#acknowledge(side));
+    side.trust.heardAt = performance.now();
     const message = parse(data);
     if (message && !message.type.startsWith(OWN)) this.#deliver({ ...message, reliable: false });
-  }
-
-  /** @param {DataChannelLink} side */
-  #acknowledge(side) {
-    if (this.#isJoined) this.#link?.send(textFrame("session:ack", JSON.stringify({ received: side.received })));
   }
 
   // Sending
