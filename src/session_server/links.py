@@ -215,11 +215,12 @@ class SideLink(Channel[AnyPeer]):
         self.client.core.outbox.detach(self.client, self)
 
     def _write(self, blob: bytes) -> None:
-        now = self._server.clock()
-        batch, _ = self._server.frames(blob)  # nothing else comes this way
-        due, sent = batch.count, self._server.push(self, batch, now)
-        if sent < due:
-            self._server.rooms.totals.refused["shed"] += due - sent
+        server = self._server
+        now = server.clock()
+        batch, _ = server.frames(blob)  # nothing else comes this way
+        sent = server.push(self, batch, now)
+        if sent != batch.count:
+            server.rooms.totals.refused["shed"] += batch.count - sent
         if sent:
             self.trust.sent(now, sent)
 

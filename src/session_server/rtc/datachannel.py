@@ -32,7 +32,7 @@ SHORTEST_WAIT: Final = 0.005  # seconds between two calls of `run`: no layer bel
 PROBES: Final = 5  # heartbeats to a new address, after which it must ask again
 PROBE_TIMEOUT: Final = 0.5  # seconds until the second, and then twice as long each time
 SACK_ALONE: Final = sctp.ALONE + OVERHEAD  # bytes of a datagram with one
-MAX_UNREAD: Final = 16  # of these that wait to be read
+MAX_UNREAD: Final = 32  # of these that wait to be read
 
 
 @dataclass(frozen=True, slots=True)

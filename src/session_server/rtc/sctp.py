@@ -218,6 +218,8 @@ class Association:
 
     def transmit(self, now: float) -> list[bytes]:
         """What is due: control chunks, a SACK, DATA as far as both windows allow; as few packets as hold them."""
+        if not self.is_due:
+            return []
         packets, sender = self._packets, self._sender
         if self._control or self._answer or sender.forward_due or self._receiver.sack_at < inf:
             self._transmit_control(packets, now)

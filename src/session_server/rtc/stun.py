@@ -11,6 +11,7 @@ from base64 import b64encode
 from binascii import crc32
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from ipaddress import IPv6Address, ip_address
 from struct import pack, unpack_from
@@ -19,9 +20,11 @@ from typing import Final
 Address = tuple[str, int] | tuple[str, int, int, int]  # as a socket gives it: host, port, and for IPv6 flow and scope
 
 COOKIE: Final = 0x2112A442
+COOKIE_BYTES: Final = COOKIE.to_bytes(4, "big")
 HEADER: Final = 20  # bytes: type 2, length 2, cookie 4, transaction 12 (§5)
 
 REQUEST, INDICATION, SUCCESS, ERROR = 0x0001, 0x0011, 0x0101, 0x0111  # of method Binding, the only one of ICE
+REQUEST_TYPE: Final = REQUEST.to_bytes(2, "big")
 
 USERNAME, MESSAGE_INTEGRITY, ERROR_CODE, UNKNOWN_ATTRIBUTES = 0x0006, 0x0008, 0x0009, 0x000A
 MESSAGE_INTEGRITY_SHA256, XOR_MAPPED_ADDRESS, PRIORITY, USE_CANDIDATE = 0x001C, 0x0020, 0x0024, 0x0025
@@ -63,7 +66,7 @@ class Credentials:
         return cls(b64encode(key[:9]).decode(), b64encode(key[9:25]).decode().rstrip("="))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Message:
     """What a datagram said. Nothing in it is proven before `is_from` was asked."""
 
@@ -85,9 +88,8 @@ class Message:
 
     @property
     def ufrag(self) -> str | None:
-        """Whom the sender wants: its USERNAME is "ours:theirs" (RFC 8445 §7.2.2)."""
-        ours, colon, _ = self.attributes.get(USERNAME, b"").partition(b":")
-        return ours.decode("ascii", "replace") if colon else None
+        """Whom the sender wants."""
+        return ufrag_in(self.attributes.get(USERNAME, b""))
 
     @property
     def unknown(self) -> list[int]:
@@ -153,12 +155,22 @@ def fingerprint(data: bytes) -> bytes:
 
 
 def ufrag_of(data: bytes) -> str | None:
-    """Whose datagram this claims to be, for finding the peer; None if it is no request."""
-    try:
-        message = parse(data)
-    except StunError:
+    """Whose datagram this claims to be, for finding the peer, who reads it; None if it is no request."""
+    if data[:2] != REQUEST_TYPE or data[4:8] != COOKIE_BYTES:
         return None
-    return message.ufrag if message.kind == REQUEST else None
+    at = HEADER
+    while at + 4 <= len(data):
+        type, size = unpack_from("!HH", data, at)
+        if type == USERNAME:
+            return ufrag_in(data[at + 4 : at + 4 + size])
+        at += 4 + size + -size % 4
+    return None
+
+
+def ufrag_in(name: bytes) -> str | None:
+    """A USERNAME is "ours:theirs" (RFC 8445 §7.2.2)."""
+    ours, colon, _ = name.partition(b":")
+    return ours.decode("ascii", "replace") if colon else None
 
 
 def build(kind: int, transaction: bytes, attributes: Iterable[tuple[int, bytes]], password: str | None = None) -> bytes:
@@ -205,18 +217,25 @@ def refusal(request: Message, code: int, password: str | None = None) -> bytes |
 
 def xor_address(address: Address, transaction: bytes) -> bytes:
     """Zero 1, family 1, port 2, host 4 or 16; port and host XOR cookie and transaction (§14.2)."""
-    ip = ip_address(address[0].partition("%")[0])
+    host = packed(address[0])
+    return pack("!BBH", 0, 1 if len(host) == 4 else 2, address[1] ^ (COOKIE >> 16)) + xor(host, transaction)
+
+
+@lru_cache(4096)
+def packed(host: str) -> bytes:
+    ip = ip_address(host.partition("%")[0])
     if isinstance(ip, IPv6Address) and ip.ipv4_mapped:  # a socket for both: the sender knows of an IPv4 address
         ip = ip.ipv4_mapped
-    key = COOKIE.to_bytes(4, "big") + transaction
-    host = bytes(a ^ b for a, b in zip(ip.packed, key, strict=False))
-    return pack("!BBH", 0, 1 if ip.version == 4 else 2, address[1] ^ (COOKIE >> 16)) + host
+    return ip.packed
+
+
+def xor(host: bytes, transaction: bytes) -> bytes:
+    key = (COOKIE_BYTES + transaction)[: len(host)]
+    return (int.from_bytes(host, "big") ^ int.from_bytes(key, "big")).to_bytes(len(host), "big")
 
 
 def read_xor_address(value: bytes, transaction: bytes) -> tuple[str, int] | None:
     """None if it is none."""
     if len(value) not in (8, 20) or value[1] != (1 if len(value) == 8 else 2):
         return None
-    key = COOKIE.to_bytes(4, "big") + transaction
-    host = bytes(a ^ b for a, b in zip(value[4:], key, strict=False))
-    return str(ip_address(host)), int.from_bytes(value[2:4], "big") ^ (COOKIE >> 16)
+    return str(ip_address(xor(value[4:], transaction))), int.from_bytes(value[2:4], "big") ^ (COOKIE >> 16)
