@@ -76,12 +76,9 @@ class Channels(Protocol):
     clock: Callable[[], float]
     rooms: Rooms
 
-    def frames(self, blob: bytes) -> tuple[Any, Sequence[Any]]:
-        """Those of a blob that may be lost, for `push`, and the others, for `Peer.push`."""
-
-    def push(self, channel: Any, batch: Any, now: float) -> int:
-        """Sends what may be lost; returns by how many more messages are on their way, those subtracted that were
-        shed."""
+    def write(self, channel: Any, blob: bytes) -> None:
+        """Packed messages, which leave with this tick: those that may be lost at once, which `Channel.sent` is told,
+        the others by `Channel.send_reliably`."""
 
     def mark(self, channel: Any) -> None:
         """It has something to send, or events."""
@@ -166,6 +163,13 @@ class Channel(Generic[AnyPeer]):
         """One message of the peer."""
         raise NotImplementedError
 
+    def sent(self, now: float, count: int) -> None:
+        """So many messages that may be lost have left, those subtracted that were shed for them."""
+
+    def send_reliably(self, frames: Sequence[Any], now: float) -> None:
+        """What must not be lost."""
+        raise NotImplementedError
+
     def look(self, now: float) -> None:
         """Time has passed."""
         raise NotImplementedError
@@ -187,7 +191,7 @@ class SideLink(Channel[AnyPeer]):
     def __init__(self, server: Channels, peer: AnyPeer, ufrag: str, address: str, client: Client) -> None:
         super().__init__(server, peer, ufrag, address, V1_DIALECT)
         self.client = client
-        self.write: Write = self._write
+        self.write: Write = partial(server.write, self)
         self.trust = Trust()
         self.route = Route.RELIABLE
         self._received = 0  # the client's messages, probes included
@@ -214,15 +218,8 @@ class SideLink(Channel[AnyPeer]):
     def ended(self, clean: bool) -> None:
         self.client.core.outbox.detach(self.client, self)
 
-    def _write(self, blob: bytes) -> None:
-        server = self._server
-        now = server.clock()
-        batch, _ = server.frames(blob)  # nothing else comes this way
-        sent = server.push(self, batch, now)
-        if sent != batch.count:
-            server.rooms.totals.refused["shed"] += batch.count - sent
-        if sent:
-            self.trust.sent(now, sent)
+    def sent(self, now: float, count: int) -> None:
+        self.trust.sent(now, count)
 
     def take(self, data: str | bytes, now: float) -> None:
         """It came where things may be lost, whatever it says of itself."""
@@ -282,7 +279,7 @@ class GeckosLink(Channel[AnyPeer]):
         super().__init__(server, peer, ufrag, address, dialect)
         config = server.rooms.config
         self.rtt: float | None = None
-        self.write: Write = self._write
+        self.write: Write = partial(server.write, self)
         self._slug = slug
         self._client: Client | None = None
         self._gone = False  # it was closed; no seat is for it any more
@@ -360,11 +357,9 @@ class GeckosLink(Channel[AnyPeer]):
 
     # --- out ----------------------------------------------------------------------------------------------------------
 
-    def _write(self, blob: bytes) -> None:
-        now = self._server.clock()
-        batch, others = self._server.frames(blob)
-        shed = batch.count - self._server.push(self, batch, now) if batch.count else 0
-        for frame in others:
+    def send_reliably(self, frames: Sequence[Frame], now: float) -> None:
+        shed = 0
+        for frame in frames:
             if len(frame.payload) > self.peer.max_message_size:
                 sent = False
             elif self._held is None:

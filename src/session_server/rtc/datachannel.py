@@ -535,7 +535,7 @@ class Peer:
         if channel is None or path is None or dtls is None or association is None:
             return
         fits = channel.open and not channel.ordered and channel.max_retransmits == 0 and self._main == STREAM
-        if fits and path.proven:
+        if fits and path.proven and self.max_message_size >= sctp.MAX_CONTENT:
             self._short_way = (association, dtls.sealer, path.address)
 
     def _receive_reset(self, association: sctp.Association, streams: Sequence[int], now: float) -> None:
@@ -594,7 +594,7 @@ class Peer:
     def send_at_once(self, batch: Batch, now: float) -> Datagram | None:
         """What is to be sent now for a batch, as far as it is one datagram and nothing waits that would be in it. Else
         None, and nothing is sent: it is for `push_all`."""
-        if self._short_way is None or batch.only is None or batch.size > self.max_message_size:
+        if self._short_way is None or batch.only is None:
             return None
         association, seal, address = self._short_way
         packet = association.send_at_once(batch.only, now)

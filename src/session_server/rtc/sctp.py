@@ -16,7 +16,7 @@ from struct import Struct, pack, unpack_from
 from typing import Final
 
 from . import sctp_chunks as wire
-from .sctp_chunks import ALONE, is_sack_alone
+from .sctp_chunks import ALONE, MAX_CONTENT, is_sack_alone
 from .sctp_receive import LONGEST_SACK, STREAMS, WINDOW, Received, Receiver
 from .sctp_send import MAX_RETRANSMITS, RTO_MOST, Bundle, Message, Once, Sender, bundle
 
@@ -27,6 +27,7 @@ __all__ = [
     "Closed",
     "Established",
     "Event",
+    "MAX_CONTENT",
     "Message",
     "Once",
     "Probed",

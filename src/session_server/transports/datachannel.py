@@ -32,7 +32,8 @@ PER_WAKE_UP: Final = 64  # datagrams read before anything else gets its turn
 LARGEST: Final = 2048  # bytes of a datagram that is read
 IPV4, IPV6 = 2, 4  # parts of an address, as sockets give them
 BUFFER: Final = 4 * 1024 * 1024  # bytes of the socket's own buffers
-TICK: Final = 0.04  # seconds between two looks at what is due
+TICK: Final = 0.04  # seconds between two looks at what is due, at most
+NEARLY: Final = 0.03  # seconds after one, from when on a turn that is made anyway takes the place of the next
 SOON: Final = 0.25  # seconds after which something may be due, but for a SACK: no time-out is much shorter
 HANDSHAKES: Final = 100.0  # per second; each costs a millisecond or two
 ATTEMPTS: Final = 0.25  # per second and address, for each peer that it may have; twice as many as peers at once
@@ -40,10 +41,11 @@ MAX_EARLY: Final = 256  # checks that came before their answer
 EARLY_FOR: Final = 2.0  # seconds they are kept
 OWNED_FOR: Final = 10.0  # seconds that an address stays a silent peer's; browsers ask for consent every 5 (RFC 7675)
 MAX_ANSWER: Final = 16 * 1024  # characters of an SDP answer
-NOTHING: Final = datachannel.batch(())
-
 
 AnyChannel = Channel[datachannel.Peer]
+Made = tuple[datachannel.Batch, list[datachannel.Frame]]  # of a blob: what may be lost, and the rest
+
+NOTHING: Final[Made] = (datachannel.batch(()), [])
 
 
 class DataChannels:
@@ -75,8 +77,9 @@ class DataChannels:
         self._attempts = Buckets(ATTEMPTS * most, 2 * most)
         self._probe = datachannel.pack(V1_DIALECT.encode(message("session:probe", reliable=False)).decode())
         self._frames: dict[bytes, tuple[bool, datachannel.Frame]] = {}  # packed message → reliable, made ready
-        self._split: tuple[bytes, tuple[datachannel.Batch, list[datachannel.Frame]]] = (b"", (NOTHING, []))
+        self._written: list[tuple[AnyChannel, bytes]] = []  # what the rooms have for them in this tick
         self._timer: asyncio.TimerHandle | None = None
+        self._look_at = 0.0  # from when on a turn looks round, as it is awake, and the timer waits again
 
     def __len__(self) -> int:
         return len(self._by_ufrag)
@@ -102,6 +105,7 @@ class DataChannels:
 
     def close(self) -> None:
         now = self.clock()
+        self._send_written(now)
         for channel in tuple(self._by_ufrag.values()):
             channel.peer.close(now, "the server stops")
             self._dirty.add(channel)
@@ -196,8 +200,10 @@ class DataChannels:
 
     def flush(self, now: float) -> None:
         """Sends what is due to all who have something."""
+        if now >= self._look_at and self._by_ufrag:
+            self._look_round(now)
+        self._send_written(now)
         dirty, self._dirty = self._dirty, set()
-        self._frames.clear()
         for channel in dirty:
             try:
                 for data, address in channel.peer.transmit(now):
@@ -345,8 +351,9 @@ class DataChannels:
 
     def end(self, channel: AnyChannel, reason: str) -> None:
         """After what was sent before; the last datagrams leave with this tick. The channel is not told."""
+        now = self.clock()
+        self._send_written(now)
         if self._forget(channel):
-            now = self.clock()
             for data, address in channel.peer.transmit(now):
                 self._send(data, address)
             channel.peer.close(now, reason)
@@ -369,14 +376,20 @@ class DataChannels:
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """Whose time has come? One timer for all peers."""
-        self._timer = self._loop.call_later(TICK, self._tick) if self._by_ufrag else None
         now = self.clock()
         self.rooms.enter(now)
-        for channel in [one for one in self._by_ufrag.values() if one.look_at <= now]:
-            self._look(channel, now)
+        self._look_round(now)
         if self._dirty:
             self._wake(0.0)
+
+    def _look_round(self, now: float) -> None:
+        """Whose time has come? One timer for all peers."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(TICK, self._tick) if self._by_ufrag else None
+        self._look_at = now + NEARLY
+        for channel in [one for one in self._by_ufrag.values() if one.look_at <= now]:
+            self._look(channel, now)
 
     def _look(self, channel: AnyChannel, now: float) -> None:
         try:
@@ -392,36 +405,60 @@ class DataChannels:
         except Exception:
             self._fail(channel)
 
-    def frames(self, blob: bytes) -> tuple[datachannel.Batch, list[datachannel.Frame]]:
-        """Taken apart once for all who are sent the same: it is the same object then. Who sends is sent another one, of
-        the same messages."""
-        if self._split[0] is not blob:
-            lossy: list[datachannel.Frame] = []
-            others: list[datachannel.Frame] = []
-            for packed in apart(blob):
-                if packed not in self._frames:
-                    reliable, data = unpack(packed)
-                    self._frames[packed] = reliable, datachannel.pack(data)
-                reliable, frame = self._frames[packed]
-                (others if reliable else lossy).append(frame)
-            self._split = (blob, (datachannel.batch(lossy), others))
-        return self._split[1]
+    # --- messages -----------------------------------------------------------------------------------------------------
 
-    def push(self, channel: AnyChannel, batch: datachannel.Batch, now: float) -> int:
-        """At once if nothing else waits for this peer, as is usual, else with what does."""
-        try:
-            datagram = channel.peer.send_at_once(batch, now)
-            if datagram is None:
-                self.mark(channel)
-                return channel.peer.push_all(batch, now)
-            if channel.look_at > now + SOON:
-                channel.look_at = now + SOON
-            data, address = datagram
-            self._send(data, address)
-            return batch.count
-        except Exception:
-            self._fail(channel)
-            return 0
+    def write(self, channel: AnyChannel, blob: bytes) -> None:
+        if not self._written:
+            self._wake(0.0)
+        self._written.append((channel, blob))
+
+    def _send_written(self, now: float) -> None:
+        """By the shortest way, as all of a room pass here at each tick; most are sent the same blob."""
+        written, self._written = self._written, []
+        made: dict[int, Made] = {}
+        last, (batch, others), soon = None, NOTHING, now + SOON
+        for channel, blob in written:
+            if blob is not last:
+                last = blob
+                batch, others = made.get(id(blob)) or made.setdefault(id(blob), self._make(blob))
+            try:
+                datagram = channel.peer.send_at_once(batch, now)
+                if datagram is None:
+                    self._queue(channel, batch, now)
+                else:
+                    data, address = datagram
+                    self._send(data, address)
+                    channel.sent(now, batch.count)
+                    if channel.look_at > soon:
+                        channel.look_at = soon
+                if others:
+                    channel.send_reliably(others, now)
+            except Exception:
+                self._fail(channel)
+        self._frames.clear()
+
+    def _make(self, blob: bytes) -> Made:
+        """Once for all who are sent the same. Who sends is sent another blob, of the same messages."""
+        lossy: list[datachannel.Frame] = []
+        others: list[datachannel.Frame] = []
+        for packed in apart(blob):
+            if packed not in self._frames:
+                reliable, data = unpack(packed)
+                self._frames[packed] = reliable, datachannel.pack(data)
+            reliable, frame = self._frames[packed]
+            (others if reliable else lossy).append(frame)
+        return datachannel.batch(lossy), others
+
+    def _queue(self, channel: AnyChannel, batch: datachannel.Batch, now: float) -> None:
+        """Leaves with what else waits for this peer."""
+        if not batch.count:
+            return
+        sent = channel.peer.push_all(batch, now)
+        self.mark(channel)
+        if sent != batch.count:
+            self.rooms.totals.refused["shed"] += batch.count - sent
+        if sent:
+            channel.sent(now, sent)
 
     def mark(self, channel: AnyChannel) -> None:
         """It has something to send, or events."""
