@@ -77,7 +77,7 @@ class Channels(Protocol):
     rooms: Rooms
 
     def write(self, channel: Any, blob: bytes) -> None:
-        """Packed messages, which leave with this tick: those that may be lost at once, which `Channel.sent` is told,
+        """Packed messages, which leave with this tick: those that may be lost at once, of which `Channel.sent` is told,
         the others by `Channel.send_reliably`."""
 
     def mark(self, channel: Any) -> None:
@@ -126,12 +126,16 @@ def size_of(data: str | bytes) -> int:
     return len(data) if isinstance(data, bytes) or data.isascii() else len(data.encode())
 
 
+def unwatched(now: float, count: int) -> None:
+    """Nobody asks whether it arrives."""
+
+
 class Channel(Generic[AnyPeer]):
     """One peer's data channel, of either kind of client."""
 
     __slots__ = (
         "_server", "address", "addresses", "deaf_until", "dialect", "heard", "is_open", "kind", "local", "look_at",
-        "pack", "peer", "ufrag",
+        "pack", "peer", "sent", "ufrag",
     )  # fmt: skip
 
     def __init__(self, server: Channels, peer: AnyPeer, ufrag: str, address: str, dialect: Dialect) -> None:
@@ -147,6 +151,7 @@ class Channel(Generic[AnyPeer]):
         self.heard = 0.0  # when something last came from an address that is its own
         self.is_open = False
         self.look_at = 0.0  # when its peer or itself has something to do
+        self.sent: Callable[[float, int], None] = unwatched  # now, so many that may be lost have left
         self._server = server
 
     def rest(self, client: Client, now: float) -> None:
@@ -162,9 +167,6 @@ class Channel(Generic[AnyPeer]):
     def take(self, data: str | bytes, now: float) -> None:
         """One message of the peer."""
         raise NotImplementedError
-
-    def sent(self, now: float, count: int) -> None:
-        """So many messages that may be lost have left, those subtracted that were shed for them."""
 
     def send_reliably(self, frames: Sequence[Any], now: float) -> None:
         """What must not be lost."""
@@ -193,6 +195,7 @@ class SideLink(Channel[AnyPeer]):
         self.client = client
         self.write: Write = partial(server.write, self)
         self.trust = Trust()
+        self.sent = self.trust.sent
         self.route = Route.RELIABLE
         self._received = 0  # the client's messages, probes included
         self._acked = 0  # of them, as we have told the client
@@ -217,9 +220,6 @@ class SideLink(Channel[AnyPeer]):
 
     def ended(self, clean: bool) -> None:
         self.client.core.outbox.detach(self.client, self)
-
-    def sent(self, now: float, count: int) -> None:
-        self.trust.sent(now, count)
 
     def take(self, data: str | bytes, now: float) -> None:
         """It came where things may be lost, whatever it says of itself."""

@@ -107,12 +107,11 @@ class Bundle:
 
     def content(self, tsn: int) -> bytes:
         """Its chunks, from this TSN on."""
-        parts, start = self._parts, tsn & 0xFFFFFFFF
-        if self.count == 1:
+        count, start = self.count, tsn & 0xFFFFFFFF
+        if count == 1:
             return self._first + TSN(start) + self._last
-        parts = parts.copy()
-        tsns = range(start, start + self.count)
-        parts[1::2] = tsns if tsns.stop <= 1 << 32 else [number & 0xFFFFFFFF for number in tsns]
+        parts, after = self._parts.copy(), start + count
+        parts[1::2] = range(start, after) if after <= 1 << 32 else [one & 0xFFFFFFFF for one in range(start, after)]
         return self._layout(*parts)
 
 

@@ -218,8 +218,12 @@ class DataChannels:
         try:
             if target is not None:
                 target.sendto(data, address)
-        except OSError:  # the buffer is full, or the network unreachable: a datagram may be lost
-            self.rooms.totals.refused["datagram_unsent"] += 1
+        except OSError:
+            self._not_sent()
+
+    def _not_sent(self) -> None:
+        """The buffer is full, or the network unreachable: a datagram may be lost."""
+        self.rooms.totals.refused["datagram_unsent"] += 1
 
     # --- signalling ---------------------------------------------------------------------------------------------------
 
@@ -416,23 +420,26 @@ class DataChannels:
         """By the shortest way, as all of a room pass here at each tick; most are sent the same blob."""
         written, self._written = self._written, []
         made: dict[int, Made] = {}
+        sockets = self._sockets
         last, (batch, others), soon = None, NOTHING, now + SOON
         for channel, blob in written:
             if blob is not last:
                 last = blob
                 batch, others = made.get(id(blob)) or made.setdefault(id(blob), self._make(blob))
             try:
+                if others:
+                    channel.send_reliably(others, now)
                 datagram = channel.peer.send_at_once(batch, now)
                 if datagram is None:
                     self._queue(channel, batch, now)
                 else:
                     data, address = datagram
-                    self._send(data, address)
                     channel.sent(now, batch.count)
                     if channel.look_at > soon:
                         channel.look_at = soon
-                if others:
-                    channel.send_reliably(others, now)
+                    sockets[len(address)].sendto(data, address)
+            except OSError:
+                self._not_sent()
             except Exception:
                 self._fail(channel)
         self._frames.clear()
