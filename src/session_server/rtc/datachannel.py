@@ -131,7 +131,7 @@ def batch(frames: Sequence[Frame]) -> Batch:
     """The same for several messages, which leave together."""
     bundles = sctp.bundle(frames)
     only = bundles[0] if len(bundles) == 1 else None
-    size = sum([frame.size for frame in frames])
+    size = sum([one.size for one in bundles])
     return Batch(frames, bundles, only if isinstance(only, sctp.Bundle) else None, len(frames), size)
 
 

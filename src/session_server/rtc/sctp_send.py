@@ -126,6 +126,8 @@ Once = Message | Bundle  # what may be lost
 
 def bundle(messages: Sequence[Message]) -> list[Once]:
     """As few packets as hold messages that are sent once. What is too long for one stays as it is."""
+    if messages and sum([message.size for message in messages]) <= MAX_CONTENT:
+        return [Bundle(messages)]
     groups: list[list[Message]] = []
     room = 0
     for message in messages:
