@@ -573,16 +573,14 @@ def test_a_channel_that_has_something_is_looked_at_in_the_next_tick_and_what_has
         (channel,) = channels._by_ufrag.values()
         blob = channel.pack(message("tv", 1, reliable=False))
 
-        def write() -> bool | None:
-            """None: an acknowledgement is due, and takes the message along."""
+        def write() -> tuple[int, bool]:
             channels.flush(site.clock())
-            if channel.peer._association._receiver.sack_at < inf:
-                return None
+            before = channel.peer._association._sender.next_tsn
             channel.write(blob)
-            return channel in channels._dirty
+            channels._send_written(site.clock())
+            return channel.peer._association._sender.next_tsn - before, channel in channels._dirty
 
-        site.until(lambda: write() is not None)
-        assert site.call(write) is False
+        assert site.call(write) == (1, False)
 
         def mark() -> float:
             channel.look_at = inf
@@ -603,6 +601,24 @@ def test_what_a_flush_of_datagrams_brings_about_gets_a_turn(site: Serving, monke
         return server._due_now
 
     assert site.call(is_due_again)
+
+
+def test_a_turn_looks_round_when_it_is_nearly_time(site: Serving) -> None:
+    with GeckosPeer(site) as peer:
+        peer.open()
+        channels = site.server.channels
+        (channel,) = channels._by_ufrag.values()
+
+        def looks(at: float) -> bool:
+            """A turn, when a look round is due at this time. It takes the place of the timer's, which waits anew."""
+            before, channel.look_at, channels._look_at = channels._timer, 0.0, at
+            site.server._turn()
+            assert (channels._timer is before) == (before is not None and not before.cancelled())
+            return channel.look_at > 0.0
+
+        assert not site.call(lambda: looks(site.clock() + 1))
+        assert site.call(lambda: looks(site.clock()))
+        assert site.call(lambda: channels._look_at) > site.clock() - 1
 
 
 def test_a_fault_in_a_look_does_not_stop_the_timer_of_all(site: Serving, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -434,6 +434,7 @@ class Server:
         self._due_now, self._running = False, True
         try:
             now = self.clock()
+            self.channels.awake(now)
             due = self.rooms.run(now)
             self._running = False  # what a datagram brings about now is for another turn
             self.channels.flush(now)

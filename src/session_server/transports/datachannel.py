@@ -200,8 +200,6 @@ class DataChannels:
 
     def flush(self, now: float) -> None:
         """Sends what is due to all who have something."""
-        if now >= self._look_at and self._by_ufrag:
-            self._look_round(now)
         self._send_written(now)
         dirty, self._dirty = self._dirty, set()
         for channel in dirty:
@@ -385,6 +383,12 @@ class DataChannels:
         self._look_round(now)
         if self._dirty:
             self._wake(0.0)
+
+    def awake(self, now: float) -> None:
+        """A turn begins that is made anyway: what a look round brings leaves with it."""
+        if now >= self._look_at and self._by_ufrag:
+            self.rooms.enter(now)
+            self._look_round(now)
 
     def _look_round(self, now: float) -> None:
         """Whose time has come? One timer for all peers."""
