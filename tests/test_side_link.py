@@ -138,7 +138,7 @@ class Wire:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.arrived, self.acked_at = 0, -inf
+        self.arrived, self.lost, self.acked_at = 0, 0, -inf
         self.max_message_size = 65536
         self.buffered = 0
         self.next_deadline = inf

@@ -100,6 +100,16 @@ def test_what_arrives_with_the_next_acknowledgement_was_not_lost() -> None:
     assert trust.loss < 0.1
 
 
+def test_what_is_under_way_is_not_lost_where_it_is_known_what_is() -> None:
+    trust = Trust()
+    for second in range(50):
+        for _ in range(10):
+            trust.sent(float(second))
+        trust.acked(8 * second + 5, second + 0.5, 2 * second)
+        assert trust.loss == pytest.approx(2 * second / (10 * second + 5), abs=0.06)
+    assert trust.loss == pytest.approx(0.2, abs=0.01)
+
+
 def test_a_proven_link_is_not_probed_while_it_speaks() -> None:
     trust = Trust()
     trust.heard_at = 9.9

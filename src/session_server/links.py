@@ -60,8 +60,12 @@ class Peer(Protocol):
         """Messages of those that may be lost that it has, ever."""
 
     @property
+    def lost(self) -> int:
+        """Messages of the same kind that will not arrive, ever."""
+
+    @property
     def acked_at(self) -> float:
-        """When it last said so."""
+        """When it last said what it has."""
 
     def push(self, frame: Any, now: float, reliable: bool = False) -> bool:
         """False if it cannot be sent, and then it is lost."""
@@ -244,7 +248,7 @@ class SideLink(Channel[AnyPeer]):
         acknowledges itself, and not what the client says: they differ by what was given up and came all the same."""
         if self.trust.silence(now) >= ASK_AFTER:
             self.trust.rtt = self.client.links[0].rtt or 0.0
-            self.trust.acked(self.peer.arrived, self.peer.acked_at)
+            self.trust.acked(self.peer.arrived, self.peer.acked_at, self.peer.lost)
         if self._received != self._acked and now - self._acked_at >= ACK_EVERY:
             self._acked, self._acked_at = self._received, now
             self.client.core.inbox.acknowledge(self.client, self._received)

@@ -29,11 +29,11 @@ class Trust:
     __slots__ = (
         "_acked",
         "_acked_lately",
+        "_judged",
         "_proven",
         "_rejected_until",
         "_sent",
         "_sent_at",
-        "_sent_by_ack",
         "_sent_lately",
         "_waits_since",
         "heard_at",
@@ -45,7 +45,7 @@ class Trust:
         self._sent = 0  # messages, ever
         self._sent_at = 0.0  # the last one
         self._acked = 0  # of them, by the last acknowledgement
-        self._sent_by_ack = 0  # when it came
+        self._judged = 0  # of how many was known then what became of them
         self._sent_lately = self._acked_lately = 0.0
         self._waits_since: float | None = None  # when the first message after the last acknowledgement was sent
         self._proven = False
@@ -60,17 +60,19 @@ class Trust:
         if self._waits_since is None:
             self._waits_since = now
 
-    def acked(self, received: int, at: float) -> None:
+    def acked(self, received: int, at: float, lost: int | None = None) -> None:
         """The other side has received so many messages in all; `at`: when it said so. It cannot have received more than
-        were sent, or fewer than before: such a claim is ignored."""
+        were sent, or fewer than before: such a claim is ignored. `lost`: so many will not arrive; None: nobody knows,
+        so what has not arrived counts, that under way included."""
         if not self._acked < received <= self._sent:
             return
         # Of late, each acknowledgement counting a fifth less than the next. Not share by share: what comes with the
         # next one instead would count as lost, and never as found.
-        self._sent_lately += self._sent - self._sent_by_ack - 0.2 * self._sent_lately
+        judged = self._sent if lost is None else received + lost
+        self._sent_lately += judged - self._judged - 0.2 * self._sent_lately
         self._acked_lately += received - self._acked - 0.2 * self._acked_lately
         self.loss = max(0.0, 1 - self._acked_lately / self._sent_lately) if self._sent_lately else 0.0
-        self._acked, self._sent_by_ack = received, self._sent
+        self._acked, self._judged = received, judged
         self._proven = at >= self._rejected_until  # else it is of a time before the doubt, and proves nothing of now
         # What was under way may be lost, and that is no sign of death: what was sent since counts.
         self._waits_since = at if self._sent_at > at else None

@@ -722,6 +722,11 @@ class Peer:
         return self._association.arrived if self._association is not None else 0
 
     @property
+    def lost(self) -> int:
+        """Messages that were sent once and given up, ever. One that arrives all the same has come too late."""
+        return self._association.lost if self._association is not None else 0
+
+    @property
     def acked_at(self) -> float:
         """When it last acknowledged something."""
         return self._association.acked_at if self._association is not None else -inf

@@ -89,9 +89,9 @@ class Association:
     """One association. `receive` never raises on what a peer sends; what is bad is counted in `ignored`."""
 
     __slots__ = (
-        "_acked_at", "_answer", "_arrived", "_control", "_events", "_first_tsn", "_header", "_max_message", "_nonce",
-        "_packets", "_peer_reset", "_peer_tag", "_random", "_receiver", "_repeated", "_reset", "_reset_number",
-        "_resets", "_secret", "_sender", "_state", "_tag", "_to_us", "ignored",
+        "_acked_at", "_answer", "_arrived", "_control", "_events", "_first_tsn", "_header", "_lost", "_max_message",
+        "_nonce", "_packets", "_peer_reset", "_peer_tag", "_random", "_receiver", "_repeated", "_reset",
+        "_reset_number", "_resets", "_secret", "_sender", "_state", "_tag", "_to_us", "ignored",
     )  # fmt: skip
 
     def __init__(self, *, random: Callable[[int], bytes], max_message: int = 65536) -> None:
@@ -106,7 +106,7 @@ class Association:
         self._answer = b""  # INIT ACK, a whole packet
         self._repeated: Repeated | None = None  # INIT, COOKIE ECHO or SHUTDOWN: T1 and T2 (§15)
         self._nonce = b""
-        self._arrived, self._acked_at = 0, -inf  # before the last restart
+        self._arrived, self._lost, self._acked_at = 0, 0, -inf  # before the last restart
         self._begin(self._number() or 1, self._number(), 0, 0, 0)
 
     def _begin(self, tag: int, tsn: int, peer_tag: int, peer_tsn: int, window: int) -> None:
@@ -142,6 +142,11 @@ class Association:
     def arrived(self) -> int:
         """Messages that are sent once and have arrived, ever."""
         return self._arrived + self._sender.arrived
+
+    @property
+    def lost(self) -> int:
+        """Messages that are sent once and were given up, ever."""
+        return self._lost + self._sender.lost
 
     @property
     def acked_at(self) -> float:
@@ -423,7 +428,7 @@ class Association:
         expected = (tag_before, peer_tag_before) == current if self._state == "established" else tag == self._tag
         if packet_tag != tag or not expected or not 0 <= now - when <= COOKIE_LIFE or self._state == "shutdown":
             raise ValueError("an old cookie")
-        self._arrived, self._acked_at = self.arrived, self.acked_at
+        self._arrived, self._lost, self._acked_at = self.arrived, self.lost, self.acked_at
         self._begin(tag, tsn, peer_tag, peer_tsn, window)
         self._control = [wire.chunk(wire.COOKIE_ACK)]
         if self._state == "established":  # case A: with the data that was under way

@@ -163,7 +163,7 @@ class Sender:
         "_acked", "_due", "_flight", "_left_at", "_measure_at", "_numbers", "_outstanding", "_packets",
         "_partial_acked", "_peer_window", "_recover_until", "_reliable", "_reliable_size", "_rtt_variation", "_streak",
         "_streak_tsn", "_threshold", "_timed", "_tries", "_turn", "_unreliable", "_unreliable_size", "acked_at",
-        "arrived", "deadline", "forward_due", "next_tsn", "rto", "rtt", "shed", "window",
+        "arrived", "deadline", "forward_due", "lost", "next_tsn", "rto", "rtt", "shed", "window",
     )  # fmt: skip
 
     def __init__(self, first_tsn: int, window: int) -> None:
@@ -171,6 +171,7 @@ class Sender:
         self.next_tsn = first_tsn
         self.shed = 0  # messages that grew too old while they waited
         self.arrived = 0  # messages of those that are sent once
+        self.lost = 0  # the same that were given up
         self.acked_at = -inf  # when something last arrived
         self.rtt = 0.0  # seconds, smoothed; 0: not measured
         self.rto = RTO_FIRST
@@ -490,6 +491,7 @@ class Sender:
                 again.append(one)
             else:
                 one.state = GIVEN_UP
+                self.lost += one.message.count if limit == 0 else 0
                 self._give_up_rest(one)
         self._due.extendleft(reversed(again))
 

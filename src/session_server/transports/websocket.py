@@ -58,6 +58,7 @@ HIGH_WATER: Final = 256 * 1024  # bytes unsent, above which what may be lost is 
 LOW_WATER: Final = 64 * 1024  # bytes unsent, below which it is sent again
 MAX_UNSENT: Final = 1024 * 1024  # bytes unsent, above which a client is a slow consumer (or twice the largest message)
 PING_EVERY: Final = 15.0  # seconds; no byte until the next one and the link is dead
+FIRST_PING: Final = 3.0  # seconds after which a round trip is measured for the first time, the rush of a start over
 JOIN_WITHIN: Final = 10.0  # seconds for `session:join`
 CLOSE_WITHIN: Final = 5.0  # seconds for the peer's half of the closing handshake
 FRAMES_AT_ONCE: Final = 250  # frames of one connection, then others have their turn
@@ -112,6 +113,7 @@ class WebSockets:
         self.connections: set[Connection] = set()
         self.joining: Rota[Connection] = Rota(JOIN_WITHIN)
         self.closing: Rota[Connection] = Rota(CLOSE_WITHIN)
+        self._first_pings: Rota[Connection] = Rota(FIRST_PING)
         self._pings: Rota[Connection] = Rota(PING_EVERY)
         self._per_address = Tally(config.connections_per_address)
         self._max_clients = config.max_clients
@@ -134,7 +136,7 @@ class WebSockets:
         dialect = V1_DIALECT if opening.subprotocol else CLASSIC
         connection = Connection(self, transport, slug, dialect, address, opening.answer)
         self.connections.add(connection)
-        self._pings.add(connection, self.clock())
+        self._first_pings.add(connection, self.clock())
         transport.set_protocol(connection)
         connection.open(rest)
 
@@ -190,7 +192,7 @@ class WebSockets:
         if connection in self.connections:
             self.connections.remove(connection)
             self._per_address.give_back(network(connection.address))
-            for rota in (self.joining, self.closing, self._pings):
+            for rota in (self.joining, self.closing, self._first_pings, self._pings):
                 rota.discard(connection)
             if not self.connections:
                 self._gone.set()
@@ -203,7 +205,7 @@ class WebSockets:
             connection.close(Close.POLICY, f"no session:join within {JOIN_WITHIN:g} s")
         for connection in self.closing.due(now):
             connection.abort()
-        for connection in self._pings.due(now):
+        for connection in (*self._first_pings.due(now), *self._pings.due(now)):
             if connection.ping(now):
                 self._pings.add(connection, now)
             else:
