@@ -110,6 +110,20 @@ def test_what_is_under_way_is_not_lost_where_it_is_known_what_is() -> None:
     assert trust.loss == pytest.approx(0.2, abs=0.01)
 
 
+def test_what_was_sent_after_an_acknowledgement_waits_since_then_and_not_since_that() -> None:
+    trust = Trust()
+    trust.sent(10.0)
+    trust.sent(10.2)
+    trust.acked(1, 10.01)  # read late, as the look at it was
+    assert trust.silence(10.25) == pytest.approx(0.05) and trust.route(10.4) is Route.UNRELIABLE
+    trust.sent(10.4)
+    trust.acked(2, 10.21)
+    trust.sent(10.41)
+    trust.sent(10.42)
+    trust.acked(3, 10.4)
+    assert trust.silence(10.5) == pytest.approx(0.1)  # about: of several only the last two are known
+
+
 def test_a_proven_link_is_not_probed_while_it_speaks() -> None:
     trust = Trust()
     trust.heard_at = 9.9

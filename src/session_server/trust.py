@@ -34,6 +34,7 @@ class Trust:
         "_rejected_until",
         "_sent",
         "_sent_at",
+        "_sent_before",
         "_sent_lately",
         "_waits_since",
         "heard_at",
@@ -43,7 +44,7 @@ class Trust:
 
     def __init__(self) -> None:
         self._sent = 0  # messages, ever
-        self._sent_at = 0.0  # the last one
+        self._sent_at = self._sent_before = 0.0  # the last one, and the one before
         self._acked = 0  # of them, by the last acknowledgement
         self._judged = 0  # of how many was known then what became of them
         self._sent_lately = self._acked_lately = 0.0
@@ -56,7 +57,7 @@ class Trust:
 
     def sent(self, now: float, count: int = 1) -> None:
         self._sent += count
-        self._sent_at = now
+        self._sent_before, self._sent_at = self._sent_at, now
         if self._waits_since is None:
             self._waits_since = now
 
@@ -74,8 +75,11 @@ class Trust:
         self.loss = max(0.0, 1 - self._acked_lately / self._sent_lately) if self._sent_lately else 0.0
         self._acked, self._judged = received, judged
         self._proven = at >= self._rejected_until  # else it is of a time before the doubt, and proves nothing of now
-        # What was under way may be lost, and that is no sign of death: what was sent since counts.
-        self._waits_since = at if self._sent_at > at else None
+        # What was under way may be lost, and that is no sign of death: what was sent since counts. If that is more than
+        # one, it began about then.
+        self._waits_since = None
+        if self._sent_at > at:
+            self._waits_since = self._sent_at if self._sent_before <= at else at
 
     def silence(self, now: float) -> float:
         """Seconds that an acknowledgement has been waited for."""

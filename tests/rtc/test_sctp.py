@@ -1236,6 +1236,22 @@ def test_an_acknowledgement_can_wait_unless_something_waits_for_it() -> None:
     assert not pair.a.can_wait  # it measures again
 
 
+def test_a_message_after_a_pause_asks_for_its_acknowledgement_at_once() -> None:
+    pair = connected()
+    item, asked = bundled(b"one", b"two"), []
+    for pause in (0.05, sctp_send.ALONE, 0.016, 0.016, 1.0):
+        pair.now += pause
+        packet = pair.a.send_at_once(item, pair.now)
+        assert packet is not None
+        asked.append([bool(flags & wire.AT_ONCE) for _, flags, _ in chunks(packet)])
+        pair.b.receive(packet, pair.now)
+        assert not asked[-1][0] or types(pair.b.transmit(pair.now)) == [wire.SACK]
+    assert asked == [[True, False], [True, False], [False, False], [False, False], [True, False]]
+    assert (
+        pair.heard("b") == [] and pair.b.take_events() == [Received(1, BINARY, b"one"), Received(1, BINARY, b"two")] * 5
+    )
+
+
 def test_what_left_after_a_sack_that_is_read_late_has_its_whole_time() -> None:
     pair = connected()
     pair.a.receive(acknowledged(pair), pair.now)

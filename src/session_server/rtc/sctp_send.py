@@ -15,6 +15,7 @@ from struct import Struct, pack, unpack_from
 from typing import Final
 
 from .sctp_chunks import (
+    AT_ONCE,
     CHUNK,
     DATA,
     DATA_TAIL,
@@ -42,6 +43,7 @@ RTO_FIRST: Final = 0.4  # seconds; §15 says 1, and a player would notice it whe
 RTO_ABOVE: Final = 0.22  # at least, above the round trip: browsers acknowledge a packet alone after 0.2; §15 says 1
 RTO_MOST: Final = 2.0  # §15 says 60: a game that waited so long is over
 MAX_RETRANSMITS: Final = 10  # in a row without an answer, then the peer is gone (§15, Association.Max.Retrans)
+ALONE: Final = 0.1  # seconds after all else; its SACK is asked for at once, as a browser waits 0.2 for a second packet
 MEASURE_EVERY: Final = 0.5  # seconds between two measurements of the round trip
 REORDERED: Final = 3  # packets that may overtake one before it is taken for lost (§7.2.4)
 MAX_SKIPPED: Final = 64  # streams in one FORWARD TSN
@@ -294,12 +296,15 @@ class Sender:
         self.next_tsn = tsn + item.count
         self._flight = flight + item.size
         self._streak.append(item)
-        self._left_at = now
+        content = item.content(tsn)
         if now >= self._measure_at:
             self._time(tsn, now)
         if self.deadline == inf:
             self._arm(now)
-        return item.content(tsn)
+        if now - self._left_at >= ALONE:
+            content = bytes((DATA, content[1] | AT_ONCE)) + content[2:]
+        self._left_at = now
+        return content
 
     def _unfold(self) -> None:
         """Each of the streak for itself, since what becomes of them may differ now."""
