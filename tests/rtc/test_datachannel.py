@@ -842,6 +842,17 @@ def test_a_close_is_told_and_said_once() -> None:
         assert not world.peers[name].push(datachannel.pack("late"), world.now)
 
 
+def test_a_peer_that_ends_in_the_datagram_of_its_last_message_is_heard_and_gone() -> None:
+    world = connected()
+    assert world.client.send("farewell", world.now) and world.client._dtls is not None
+    ((last, _),) = world.client.transmit(world.now)
+    world.client._dtls.close()
+    (end,) = world.client._dtls.take_datagrams()
+    assert world.server.receive(last + end, CLIENT, world.now)
+    world.server.transmit(world.now + 1)  # its acknowledgement would be due
+    assert world.server.take_events() == [Message("farewell", 1), Closed("closed by the peer")]
+
+
 def test_a_peer_that_falls_silent_is_gone_after_half_a_minute() -> None:
     world = connected()
     world.loss = 1.0

@@ -395,16 +395,15 @@ class Peer:
         association = self._association
         if association is None:
             return True
-        if not packets:  # forged, empty, of the handshake, or the end
-            if dtls.state != "connected":
-                self._end(dtls.reason)
-            return True
-        self._heard = now
-        something = False
+        something = not packets  # forged, empty, of the handshake, or the end
         for packet in packets:
+            self._heard = now
             if association.receive(packet, now):
                 self._collect(now)
                 something = True
+        if dtls.state != "connected":
+            self._end(dtls.reason)
+            return True
         return something
 
     def _receive_early(self, datagram: bytes, path: Path, now: float) -> None:
