@@ -16,7 +16,7 @@ from geckos import CONNECTIONS, GeckosPeer, signal, ticket_for
 from serving import V1, Serving, serving
 from session_server.limits import Bucket
 from session_server.protocol import message
-from session_server.rtc import sdp
+from session_server.rtc import sctp_send, sdp
 from session_server.signalling import HEADERS, OFFER_LIFE, Offers, as_bytes, as_letters
 
 UNKNOWN = "A" * 24
@@ -785,6 +785,36 @@ def test_a_slow_consumer_of_reliable_messages_is_let_go(echo: Serving) -> None:
         slow.emit("flood")  # and reads nothing more
         echo.until(lambda: reasons(echo) == ["lost"])
         assert echo.refused["slow_consumer"] == 1 and len(echo.server.channels) == 0
+
+
+ALL_OR_NONE = """
+from session_server import Client, Room, on
+
+class Pair(Room):
+    @on("ready")
+    def ready(self, client: Client):
+        client.send("go")
+    def on_leave(self, client: Client, reason: str):
+        for other in tuple(self.clients):
+            other.kick()
+"""
+
+
+def test_who_is_kicked_since_another_was_let_go_still_gets_what_was_sent_before() -> None:
+    with (
+        serving({"pair": ALL_OR_NONE}) as site,
+        GeckosPeer(site, ticket_for(site, "pair")) as slow,
+        GeckosPeer(site, ticket_for(site, "pair")) as other,
+    ):
+        for peer in (slow, other):
+            peer.open()
+            peer.emit("ready")
+            peer.hears('{"go":null}')
+        first = next(iter(site.server.channels._by_ufrag.values()))
+        first.peer._association._sender._reliable_size = sctp_send.BUFFER  # as if it had taken nothing for long
+        site.call(lambda: room(site, "pair").broadcast("news", 1))
+        other.until(lambda: other.closed)
+        assert other.heard[-1] == '{"news":1}' and site.refused["slow_consumer"] == 1
 
 
 def test_who_comes_when_the_last_seat_was_taken_meanwhile_sees_the_channel_close() -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
+from itertools import chain
 from math import inf
 from secrets import randbits, token_bytes
 from typing import Any, Final
@@ -78,6 +79,7 @@ class DataChannels:
         self._probe = datachannel.pack(V1_DIALECT.encode(message("session:probe", reliable=False)).decode())
         self._frames: dict[bytes, tuple[bool, datachannel.Frame]] = {}  # packed message → reliable, made ready
         self._written: list[tuple[AnyChannel, bytes]] = []  # what the rooms have for them in this tick
+        self._leaving: Iterator[tuple[AnyChannel, bytes]] = iter(())  # of it, what `_send_written` has not come to yet
         self._timer: asyncio.TimerHandle | None = None
         self._look_at = 0.0  # from when on a turn looks round, as it is awake, and the timer waits again
 
@@ -422,12 +424,14 @@ class DataChannels:
         self._written.append((channel, blob))
 
     def _send_written(self, now: float) -> None:
-        """By the shortest way, as all of a room pass here at each tick; most are sent the same blob."""
+        """By the shortest way, as all of a room pass here at each tick; most are sent the same blob. If one is given up
+        here, others may be too, and ask for the same: it goes on from where this one is, so that order is kept."""
         written, self._written = self._written, []
+        self._leaving = chain(self._leaving, written)
         made: dict[int, Made] = {}
         sockets = self._sockets
         last, (batch, others), soon = None, NOTHING, now + SOON
-        for channel, blob in written:
+        for channel, blob in self._leaving:
             if blob is not last:
                 last = blob
                 batch, others = made.get(id(blob)) or made.setdefault(id(blob), self._make(blob))
@@ -447,6 +451,7 @@ class DataChannels:
                 self._not_sent()
             except Exception:
                 self._fail(channel)
+        self._leaving = iter(())
         self._frames.clear()
 
     def _make(self, blob: bytes) -> Made:
