@@ -140,6 +140,7 @@ class Wire:
         self.now = 100.0
         self.arrived, self.lost, self.acked_at = 0, 0, -inf
         self.max_message_size = 65536
+        self.probes = 0
         self.buffered = 0
         self.next_deadline = inf
         self.rooms: Any = None
@@ -154,6 +155,7 @@ class Wire:
         channel.sent(self.now, 1)
 
     def probe(self, link: Any, now: float) -> bool:
+        self.probes += 1
         return True
 
 
@@ -161,8 +163,10 @@ def side_link() -> tuple[Wire, SideLink[Any]]:
     """Open, and trusted after its first message has arrived."""
     wire, nobody = Wire(), lambda *_: None
     outbox = SimpleNamespace(attach=nobody, rerouted=nobody)
-    core = SimpleNamespace(outbox=outbox, services=SimpleNamespace(linked=nobody))
-    link = SideLink[Any](wire, wire, "", "", SimpleNamespace(core=core, links=[SimpleNamespace(rtt=0.05)]))  # type: ignore[arg-type]
+    inbox = SimpleNamespace(receive=nobody, acknowledge=nobody)
+    core = SimpleNamespace(outbox=outbox, inbox=inbox, services=SimpleNamespace(linked=nobody))
+    client = SimpleNamespace(core=core, links=[SimpleNamespace(rtt=0.05)], was_refused=False)
+    link = SideLink[Any](wire, wire, "", "", client)  # type: ignore[arg-type]
     link.opened(wire.now)
     return wire, link
 
@@ -211,3 +215,17 @@ def test_a_channel_that_is_not_open_yet_is_looked_at_when_its_peer_wants_that() 
     channels = DataChannels(Config(), wire.rooms, wire.clock, lambda when: None, Log())
     channels._look(link, wire.now)
     assert link.look_at == wire.next_deadline
+
+
+def test_that_a_client_speaks_proves_nothing_of_the_way_to_it() -> None:
+    wire, link = side_link()
+    link.write(b"move")
+    wire.now += 0.11
+    wire.arrived, wire.acked_at = 1, wire.now
+    link.look(wire.now)
+    assert link.route is Route.UNRELIABLE
+    while wire.now < 104.0:  # the way to it is dead, so it acknowledges nothing more
+        wire.now += 0.05
+        link.take('{"type":"move","reliable":false}', wire.now)
+        link.look(wire.now)
+    assert wire.probes and link.route is Route.RELIABLE

@@ -230,7 +230,6 @@ class SideLink(Channel[AnyPeer]):
         if self._received == self._acked:
             self.look_at = min(self.look_at, self._acked_at + ACK_EVERY)
         self._received += 1
-        self.trust.heard_at = now
         inbox, size = self.client.core.inbox, size_of(data)
         try:
             item = V1_DIALECT.decode(data) if isinstance(data, str) else unpack_binary(data)

@@ -12,7 +12,7 @@ DOUBT_AFTER: Final = 0.25  # seconds without an acknowledgement (or 4 × rtt): f
 DEMOTE_AFTER: Final = 2.0  # seconds: from here on, the reliable link alone
 TRUST_AGAIN: Final = 30.0  # seconds after which the unreliable link gets another chance
 ACK_EVERY: Final = 0.1  # seconds between a server's acknowledgements while datagrams flow (docs/decisions/0006)
-PROBE_EVERY: Final = 1.0  # seconds without a message either way, after which a probe keeps the judgement fresh
+PROBE_EVERY: Final = 1.0  # seconds without a message (clients: either way) until a probe keeps the judgement fresh
 
 
 class Route(Enum):
@@ -51,7 +51,7 @@ class Trust:
         self._waits_since: float | None = None  # when the first message after the last acknowledgement was sent
         self._proven = False
         self._rejected_until = 0.0
-        self.heard_at = 0.0  # when the last message came on this link
+        self.heard_at = 0.0  # clients: when the last message came on this link
         self.rtt = 0.0  # seconds, measured on the reliable link: the path is the same
         self.loss = 0.0  # share, smoothed
 
@@ -100,7 +100,8 @@ class Trust:
 
     def wants_probe(self, now: float) -> bool:
         """Nothing was sent for a while, and the link is not rejected: a probe shows whether it lives. A proven one is
-        not asked while it speaks: the other side sends that way only as long as our acknowledgements reach it."""
+        not asked while it speaks: a server sends that way only as long as our acknowledgements reach it. That a client
+        does says nothing of the way to it: it goes by what the server tells it on the WebSocket."""
         return now >= self._rejected_until and now >= self._probe_at
 
     @property
