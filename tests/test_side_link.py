@@ -14,7 +14,7 @@ from browser import chromium, in_chromium
 from serving import Log, Serving, serving
 from session_server.config import Config
 from session_server.links import SideLink
-from session_server.transports.datachannel import DataChannels
+from session_server.transports.datachannel import SOON, DataChannels
 from session_server.trust import Route
 
 # Sends a numbered move every 20 ms, and sends back the numbers that it has heard of.
@@ -184,7 +184,7 @@ def test_what_the_channel_acknowledges_keeps_it_trusted_and_a_cut_is_seen_at_onc
         if wire.now >= 100 + sent / rate:
             sent += 1
             link.write(b"move")
-            due = min(due, wire.now + 0.2)
+            due = min(due, wire.now + SOON)
         if wire.now >= due:
             link.look(wire.now)
             due = link.next_look(wire.now)
@@ -197,7 +197,7 @@ def test_a_doubt_ends_with_the_acknowledgement_and_not_with_the_next_message() -
     due = wire.now
     for number in range(1, 20):
         link.write(b"move")
-        sent, due = wire.now, min(due, wire.now + 0.2)
+        sent, due = wire.now, min(due, wire.now + SOON)
         while wire.now < sent + 0.8:
             wire.now += 0.01
             if wire.now >= sent + 0.27 and wire.arrived < number:
