@@ -331,6 +331,29 @@ def test_a_batch_that_fits_into_one_datagram_leaves_at_once() -> None:
     assert world.server.send_at_once(batch, world.now) is None
 
 
+def at_once(world: World) -> Address | None:
+    """Where a message of the server goes by the short way."""
+    datagram = world.server.send_at_once(batch_of("x"), world.now)
+    return None if datagram is None else datagram[1]
+
+
+def test_nothing_leaves_at_once_to_an_address_that_is_not_proven_or_for_a_peer_that_takes_less_than_a_packet() -> None:
+    world = connected()
+    assert at_once(world) == CLIENT and world.server._path is not None
+    world.server._path.proven = False
+    world.server._find_short_way()
+    assert at_once(world) is None
+    world.server._target = world.server._path
+    world.server._probe(world.now)
+    world.run(0.2)
+    assert at_once(world) == CLIENT
+    small = connected(client_options=Options(THEIRS, max_message=1000))
+    assert at_once(small) is None
+    assert small.server.push_all(batch_of("x" * 600, "y" * 500, "z" * 1001), small.now) == 2
+    small.run(0.2)
+    assert messages(small.events["client"]) == ["x" * 600, "y" * 500]
+
+
 class Acknowledged:
     """A server that sends at once, and what its client answers: a lone acknowledgement each time, for the test to
     bring."""
@@ -713,7 +736,7 @@ def test_a_client_whose_address_changes_is_followed_after_it_has_shown_that_it_h
         if MOVED in world.server.addresses:
             break
     world.run(0.5)
-    assert world.server.address == MOVED and world.server.counters.moves == 1
+    assert world.server.address == at_once(world) == MOVED and world.server.counters.moves == 1
     to_it = world.to(MOVED)
     assert stun.parse(to_it[0]).kind == stun.SUCCESS
     assert len(to_it[1]) < 120  # the nonce
@@ -721,6 +744,9 @@ def test_a_client_whose_address_changes_is_followed_after_it_has_shown_that_it_h
     world.talk()
     received, sent = world.before_proof[MOVED]
     assert sent < 2000
+    world.at["client"] = CLIENT
+    world.deliver("server", CLIENT, check())  # it is back, where it was proven
+    assert at_once(world) == CLIENT
 
 
 def test_before_the_nonce_returns_a_new_address_gets_nothing_else() -> None:
@@ -899,7 +925,11 @@ def test_a_peer_whose_sctp_begins_anew_is_offered_the_channel_again() -> None:
     world.client._association.connect(world.now)
     world.run(0.02)
     world.server.send("nobody hears this", world.now)
+    while not world.events["server"]:
+        world.run(0.01)
+    assert at_once(world) is None
     world.run(0.5)
+    assert at_once(world) == CLIENT
     assert world.events["server"] == [ChannelClosed(4), OPENED]
     assert world.events["client"][-1] == OPENED
     assert world.server.push(datachannel.pack("pushed"), world.now)
