@@ -14,7 +14,6 @@ from browser import chromium, in_chromium
 from serving import Log, Serving, serving
 from session_server.config import Config
 from session_server.links import SideLink
-from session_server.rtc import datachannel
 from session_server.transports.datachannel import SOON, DataChannels
 from session_server.trust import Route
 
@@ -144,7 +143,6 @@ class Wire:
         self.probes = 0
         self.buffered = 0
         self.next_deadline = inf
-        self.take_events: Callable[[], list[datachannel.Event]] = list
         self.rooms: Any = None
 
     def clock(self) -> float:
@@ -219,15 +217,11 @@ def test_a_channel_that_is_not_open_yet_is_looked_at_when_its_peer_wants_that() 
     assert link.look_at == wire.next_deadline
 
 
-def test_a_channel_that_opens_is_probed_at_once_and_not_when_its_peer_wants_a_look() -> None:
+def test_a_channel_that_opens_is_probed_at_once() -> None:
     wire, link = side_link()
-    link.is_open, link.look_at = False, wire.now + 15
-    wire.take_events = lambda: [datachannel.Opened(1, "session", "")]
-    channels = DataChannels(Config(), wire.rooms, wire.clock, lambda when: None, Log())
-    channels._take_events(link, wire.now)
-    assert link.look_at <= wire.now
-    channels._look(link, wire.now)
     assert wire.probes == 1
+    link.look(wire.now)
+    assert wire.probes == 1 and link.trust.silence(wire.now + 0.1) == pytest.approx(0.1)
 
 
 def test_that_a_client_speaks_proves_nothing_of_the_way_to_it() -> None:

@@ -221,6 +221,7 @@ class SideLink(Channel[AnyPeer]):
         self.route = self.trust.route(now)
         self.client.core.services.linked(self.client, self)
         self.client.core.outbox.attach(self.client, self)
+        self.look(now)  # a probe leaves at once
 
     def ended(self, clean: bool) -> None:
         self.client.core.outbox.detach(self.client, self)

@@ -348,7 +348,6 @@ class DataChannels:
                 case datachannel.Opened():
                     if not channel.is_open:
                         channel.is_open = True
-                        channel.look_at = 0.0  # a probe is due
                         channel.opened(now)
                 case datachannel.Closed():
                     if self._forget(channel):
