@@ -208,7 +208,7 @@ class DataChannels:
             try:
                 for data, address in channel.peer.transmit(now):
                     self._send(data, address)
-                channel.look_at = min(channel.look_at, channel.peer.sack_at, now + SOON)
+                channel.look_at = min(channel.look_at, channel.peer.sack_at, now + SOON)  # no other is due sooner
                 self._take_events(channel, now)
             except Exception:
                 self._fail(channel)
@@ -411,7 +411,8 @@ class DataChannels:
             if channel.is_open:
                 channel.look(now)
             due = channel.next_look(now) if channel.is_open else inf
-            channel.look_at = min(peer.next_deadline, due)
+            # A SACK that is owed may leave with this turn, so one that sends much is not looked at for each.
+            channel.look_at = due if channel in self._dirty else min(peer.next_deadline, due)
         except Exception:
             self._fail(channel)
 
