@@ -12,6 +12,7 @@ import statistics
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -175,12 +176,18 @@ def _version(name: str) -> str | None:
         return None
 
 
+def unused(name: str) -> Path:
+    """A file of this name, or with a number behind it: two runs of one commit are two results."""
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(path for path in (RESULTS / f"{one}.json" for one in names) if not path.exists())
+
+
 def save(results: Sequence[Result], settings: Settings, cores: tuple[int, int], limits: dict[str, int]) -> Path:
     """Writes everything, raw runs included; returns where."""
     now = datetime.datetime.now(datetime.UTC)
     at = commit()
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{now:%Y-%m-%d}-{at}{'-quick' if settings.quick else ''}.json"
+    path = unused(f"{now:%Y-%m-%d}-{at}{'-quick' if settings.quick else ''}")
     data = {
         "date": now.isoformat(timespec="seconds"),
         "commit": at,

@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from bench import report
 from bench.harness import Contestant, Question, Result, Row, Run, figures, paired_ratios, shares
 from bench.questions import QUESTIONS
 from bench.report import conditions, number, summary, table
@@ -132,3 +133,12 @@ def test_numbers_have_three_digits() -> None:
 
 def test_questions_have_names_of_their_own() -> None:
     assert len({question.name for question in QUESTIONS}) == len(QUESTIONS)
+
+
+def test_a_second_run_of_one_commit_does_not_take_the_place_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    for name in ("run.json", "run-2.json", "run-3.json"):
+        assert report.unused("run") == tmp_path / name
+        (tmp_path / name).touch()
