@@ -186,7 +186,7 @@ class Inbox:
             content = {"t": ping.t, "time": self._services.now, "received": client._taken}
             self._outbox.control(client, message("session:pong", content))
         elif item.type == "session:ack":
-            pass  # for servers that do not see what the side link itself acknowledges
+            pass  # the side link itself shows what has arrived
         elif item.type == "session:answer":
             try:
                 self._services.answer(client, decode_control(item, Answer).sdp)

@@ -386,7 +386,7 @@ class Answer(Struct):
 
 
 class Ack(Struct):
-    """`session:ack`, both ways: so many messages have been received on the side link, in all."""
+    """`session:ack` of a server: so many messages have been received on the side link, in all."""
 
     received: int
 

@@ -43,7 +43,7 @@ RTO_FIRST: Final = 0.4  # seconds; §15 says 1, and a player would notice it whe
 RTO_ABOVE: Final = 0.22  # at least, above the round trip: browsers acknowledge a packet alone after 0.2; §15 says 1
 RTO_MOST: Final = 2.0  # §15 says 60: a game that waited so long is over
 MAX_RETRANSMITS: Final = 10  # in a row without an answer, then the peer is gone (§15, Association.Max.Retrans)
-ALONE: Final = 0.1  # seconds after all else; its SACK is asked for at once, as a browser waits 0.2 for a second packet
+PAUSE: Final = 0.1  # seconds; what leaves after it asks for its SACK at once: else a browser waits 0.2 for a second one
 MEASURE_EVERY: Final = 0.5  # seconds between two measurements of the round trip
 REORDERED: Final = 3  # packets that may overtake one before it is taken for lost (§7.2.4)
 MAX_SKIPPED: Final = 64  # streams in one FORWARD TSN
@@ -301,7 +301,7 @@ class Sender:
             self._time(tsn, now)
         if self.deadline == inf:
             self._arm(now)
-        if now - self._left_at >= ALONE:
+        if now - self._left_at >= PAUSE:
             content = bytes((DATA, content[1] | AT_ONCE)) + content[2:]
         self._left_at = now
         return content

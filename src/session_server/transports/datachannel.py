@@ -45,6 +45,7 @@ MAX_ANSWER: Final = 16 * 1024  # characters of an SDP answer
 
 AnyChannel = Channel[datachannel.Peer]
 Made = tuple[datachannel.Batch, list[datachannel.Frame]]  # of a blob: what may be lost, and the rest
+Ready = tuple[bool, datachannel.Frame]  # of a packed message: is it reliable
 
 NOTHING: Final[Made] = (datachannel.batch(()), [])
 
@@ -77,7 +78,6 @@ class DataChannels:
         self._per_address = Tally(most)
         self._attempts = Buckets(ATTEMPTS * most, 2 * most)
         self._probe = datachannel.pack(V1_DIALECT.encode(message("session:probe", reliable=False)).decode())
-        self._frames: dict[bytes, tuple[bool, datachannel.Frame]] = {}  # packed message → reliable, made ready
         self._written: list[tuple[AnyChannel, bytes]] = []  # what the rooms have for them in this tick
         self._leaving: Iterator[tuple[AnyChannel, bytes]] = iter(())  # of it, what `_send_written` has not come to yet
         self._timer: asyncio.TimerHandle | None = None
@@ -429,12 +429,13 @@ class DataChannels:
         written, self._written = self._written, []
         self._leaving = chain(self._leaving, written)
         made: dict[int, Made] = {}
+        ready: dict[bytes, Ready] = {}
         sockets = self._sockets
         last, (batch, others), soon = None, NOTHING, now + SOON
         for channel, blob in self._leaving:
             if blob is not last:
                 last = blob
-                batch, others = made.get(id(blob)) or made.setdefault(id(blob), self._make(blob))
+                batch, others = made.get(id(blob)) or made.setdefault(id(blob), make(blob, ready))
             try:
                 if others:
                     channel.send_reliably(others, now)
@@ -452,19 +453,6 @@ class DataChannels:
             except Exception:
                 self._fail(channel)
         self._leaving = iter(())
-        self._frames.clear()
-
-    def _make(self, blob: bytes) -> Made:
-        """Once for all who are sent the same. Who sends is sent another blob, of the same messages."""
-        lossy: list[datachannel.Frame] = []
-        others: list[datachannel.Frame] = []
-        for packed in apart(blob):
-            if packed not in self._frames:
-                reliable, data = unpack(packed)
-                self._frames[packed] = reliable, datachannel.pack(data)
-            reliable, frame = self._frames[packed]
-            (others if reliable else lossy).append(frame)
-        return datachannel.batch(lossy), others
 
     def _queue(self, channel: AnyChannel, batch: datachannel.Batch, now: float) -> None:
         """Leaves with what else waits for this peer."""
@@ -486,6 +474,19 @@ class DataChannels:
     def probe(self, link: SideLink[datachannel.Peer], now: float) -> bool:
         self.mark(link)
         return link.peer.push(self._probe, now)
+
+
+def make(blob: bytes, ready: dict[bytes, Ready]) -> Made:
+    """Once for all who are sent the same. Who sends is sent another blob, of the same messages, which are `ready`."""
+    lossy: list[datachannel.Frame] = []
+    others: list[datachannel.Frame] = []
+    for packed in apart(blob):
+        if packed not in ready:
+            reliable, data = unpack(packed)
+            ready[packed] = reliable, datachannel.pack(data)
+        reliable, frame = ready[packed]
+        (others if reliable else lossy).append(frame)
+    return datachannel.batch(lossy), others
 
 
 def read_answer(text: str) -> sdp.Answer:
