@@ -342,6 +342,18 @@ async def test_nobody_there_is_told_in_plain_words() -> None:
 
 
 @in_loop
+async def test_a_refusal_is_told_even_if_the_next_attempt_is_under_way_when_time_is_up() -> None:
+    async with Peer(manual=True) as peer:
+        room = joining(peer, open_timeout=1.0)
+        opening = asyncio.create_task(room.__aenter__())
+        await (await peer.link()).close(1013, "full")
+        await peer.link()  # which nobody answers
+        with pytest.raises(SessionClosed, match="within 1 s: full") as caught:
+            await opening
+        assert caught.value.code == 1013
+
+
+@in_loop
 async def test_a_server_that_never_welcomes_is_given_up() -> None:
     async with Peer(manual=True) as peer:
         room = joining(peer, open_timeout=0.1)

@@ -84,7 +84,7 @@ class Seat:
         self.host: int | None = None
         self.people = People()
         self.end: SessionClosed | None = None
-        self.failure: SessionClosed | None = None  # of the last attempt to connect; of this one, what it lacks
+        self.failure: SessionClosed | None = None  # of the last attempt to connect, or of this one what it lacks
         self.side: DataChannelLink | None = None  # an open one
         self.entered = asyncio.Event()  # the program is ready to hear
         self.arrived = Signal()  # the inbox has a message, or the room ended
@@ -159,7 +159,9 @@ class Seat:
         if self._resume is not None:
             hello |= {"resume": self._resume, "received": self.outbox.ledger.received}
         link = await WebSocketLink.open(self._how.url, self._how.ssl)
-        self.failure = SessionClosed(Close.ABNORMAL, "connected, but no welcome came: does the room speak session.v1?")
+        if self.failure is None or self.failure.code == Close.ABNORMAL:  # a server's own word says more
+            why = "connected, but no welcome came: does the room speak session.v1?"
+            self.failure = SessionClosed(Close.ABNORMAL, why)
         try:
             sent_at = self.now()
             await link.send(write_frame("session:join", hello))
