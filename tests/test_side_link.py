@@ -143,12 +143,17 @@ class Wire:
         self.probes = 0
         self.buffered = 0
         self.next_deadline = inf
+        self.rests, self.read = 0.0, 0  # until when nobody need look, as it seems; how often that was checked
         self.rooms: Any = None
 
     def clock(self) -> float:
         return self.now
 
+    def rests_until(self, patience: float) -> float:
+        return self.rests
+
     def catch_up(self) -> bool:
+        self.read += 1
         return False
 
     def write(self, channel: Any, blob: bytes) -> None:
@@ -215,6 +220,27 @@ def test_a_channel_that_is_not_open_yet_is_looked_at_when_its_peer_wants_that() 
     channels = DataChannels(Config(), wire.rooms, wire.clock, lambda when: None, Log())
     channels._look(link, wire.now)
     assert link.look_at == wire.next_deadline
+
+
+def test_a_link_that_is_acknowledged_by_the_looks_of_it_is_not_looked_at_unless_it_owes_an_answer() -> None:
+    wire, link = side_link()
+    link.is_open = True
+    channels = DataChannels(Config(), wire.rooms, wire.clock, lambda when: None, Log())
+    wire.rests = wire.now + 0.2
+    channels._look(link, wire.now)
+    assert wire.read == 1  # it is not proven
+    link.write(b"move")
+    wire.now += 0.11
+    wire.arrived, wire.acked_at, wire.rests = 2, wire.now, wire.now + 0.2
+    link.look(wire.now)
+    channels._look(link, wire.now)
+    assert wire.read == 1 and link.look_at == wire.rests
+    link.take('{"type":"move","reliable":false}', wire.now)
+    channels._look(link, wire.now)
+    assert wire.read == 2 and link._received == link._acked == 1
+    wire.now = wire.rests
+    channels._look(link, wire.now)
+    assert wire.read == 3
 
 
 def test_a_channel_that_opens_is_probed_at_once() -> None:

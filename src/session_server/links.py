@@ -184,6 +184,11 @@ class Channel(Generic[AnyPeer]):
         """When another one is due, if nothing happens before."""
         return inf
 
+    @property
+    def is_calm(self) -> bool:
+        """Whether nothing waits for a look but the question if the other side still acknowledges."""
+        raise NotImplementedError
+
     def ended(self, clean: bool) -> None:
         """Nothing can be sent or comes any more."""
         raise NotImplementedError
@@ -216,6 +221,10 @@ class SideLink(Channel[AnyPeer]):
     @property
     def active(self) -> bool:
         return self.route is not Route.RELIABLE
+
+    @property
+    def is_calm(self) -> bool:
+        return self.route is Route.UNRELIABLE and self._received == self._acked
 
     def opened(self, now: float) -> None:
         self.route = self.trust.route(now)
@@ -400,3 +409,7 @@ class GeckosLink(Channel[AnyPeer]):
 
     def next_look(self, now: float) -> float:
         return inf if self._held is None else self._hears_at
+
+    @property
+    def is_calm(self) -> bool:
+        return self._held is None

@@ -360,7 +360,7 @@ class Acknowledged:
 
     def __init__(self) -> None:
         self.world = connected()
-        self.server, self.now = self.world.server, self.world.now
+        self.server, self.now = self.world.server, self.world.now + sctp_send.MEASURE_EVERY
         self.sent = 0
         self.bring(self.exchange())  # the first measures the way
 
@@ -402,6 +402,18 @@ def test_acknowledgements_are_read_when_something_waits_for_them_and_the_newest_
     assert it.server.arrived == it.sent and it.server.acked_at == it.now  # it measures the way again
 
 
+def test_as_long_as_acknowledgements_come_a_peer_may_rest_but_not_for_long_since_anybody_can_write_such() -> None:
+    it = Acknowledged()
+    assert it.server.rests_until(0.25) == 0.0
+    first = it.now
+    for number in range(5):
+        it.now = first + 0.2 * number
+        it.bring(it.exchange())
+        assert it.server.rests_until(0.25) == min(it.now + 0.25, first + datachannel.UNREAD_FOR)
+    it.server.catch_up()
+    assert it.server.rests_until(0.25) == 0.0
+
+
 def test_an_acknowledgement_that_was_overtaken_does_not_take_the_place_of_a_later_one() -> None:
     it = Acknowledged()
     first, second = it.exchange(), it.exchange()
@@ -434,7 +446,7 @@ def test_no_more_than_a_few_wait_to_be_read_whoever_sends_them() -> None:
     answer = it.exchange()
     for number in range(1000):
         it.bring(answer[:3] + number.to_bytes(8, "big") + answer[11:])
-        assert len(it.server._unread) < datachannel.MAX_UNREAD
+        assert len(it.server._unread) <= datachannel.MAX_UNREAD
     it.bring(answer)
     it.server.catch_up()
     assert it.server.arrived == it.sent

@@ -549,7 +549,7 @@ def test_the_round_trip_is_measured_and_not_by_what_was_sent_twice() -> None:
     for _ in range(300):
         say(pair.a, b"x" * 500, retransmits=None)
         pair.run(0.02)
-    assert 2 * DELAY <= pair.a.rtt <= 2 * DELAY + sctp_receive.SACK_DELAY
+    assert 2 * DELAY <= pair.a.rtt <= 2 * DELAY + 2 * sctp_receive.SACK_DELAY  # a SACK may be lost, too
     assert network.sent == 0
 
 
@@ -1219,10 +1219,11 @@ def test_an_acknowledgement_can_wait_unless_something_waits_for_it() -> None:
     assert not pair.a.can_wait  # the first measures the way
     pair.a.receive(sack, pair.now)
     item, left = bundled(b"x" * 100), 0
-    while 2 * left < pair.a._sender.window:
+    most = pair.a._sender.window - sctp_send.SPARE
+    while left <= most:
         assert pair.a.send_at_once(item, pair.now) is not None
         left += item.size
-        assert pair.a.can_wait == (2 * left < pair.a._sender.window)
+        assert pair.a.can_wait == (left <= most)
     pair = connected()
     pair.a.receive(acknowledged(pair), pair.now)
     acknowledged(pair)

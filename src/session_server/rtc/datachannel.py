@@ -33,6 +33,7 @@ PROBES: Final = 5  # heartbeats to a new address, after which it must ask again
 PROBE_TIMEOUT: Final = 0.5  # seconds until the second, and then twice as long each time
 SACK_ALONE: Final = sctp.ALONE + OVERHEAD  # bytes of a datagram with one
 MAX_UNREAD: Final = 32  # of these that wait to be read
+UNREAD_FOR: Final = 1.0  # seconds, at most: what looks like one may be anybody's
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,15 +229,12 @@ class Peer:
     def receive(self, datagram: bytes, address: Address, now: float) -> bool:
         """Any bytes from anywhere. False: there are no events, and `transmit` has nothing to send, now or in a moment:
         as after nearly every acknowledgement."""
-        path = self._paths.get(address)
-        first = datagram[0] if datagram else 255
-        if len(datagram) == SACK_ALONE and first == APPLICATION and path is not None and self._short_way is not None:
-            self._unread.append((datagram, now))
-            if self._short_way[0].can_wait and len(self._unread) < MAX_UNREAD:
-                return False
-            return self.catch_up()
+        if len(datagram) == SACK_ALONE and self.set_aside(datagram, now):
+            return False
         if self.state == "closed":
             return False
+        path = self._paths.get(address)
+        first = datagram[0] if datagram else 255
         if path is not None and 20 <= first <= 63:  # RFC 7983 §7
             return self._receive_dtls(datagram, path, now)
         if first <= 3:
@@ -244,6 +242,21 @@ class Peer:
             return True
         self.counters.stray += 1
         return False
+
+    def set_aside(self, datagram: bytes, now: float) -> bool:
+        """Of SACK_ALONE bytes, from one of `addresses`: whether it may be read later, or never, should a newer one say
+        the same. Nothing waits for it, as for most."""
+        way, unread = self._short_way, self._unread
+        if way is None or datagram[0] != APPLICATION or len(unread) >= MAX_UNREAD or not way[0].can_wait:
+            return False
+        unread.append((datagram, now))
+        return True
+
+    def rests_until(self, patience: float) -> float:
+        """Until when `run` need not be called, nor anybody ask what has arrived: by the looks of it, it acknowledged
+        something less than `patience` seconds ago. 0: that is not so."""
+        unread = self._unread
+        return min(unread[-1][1] + patience, unread[0][1] + UNREAD_FOR) if unread else 0.0
 
     def _receive_stun(self, datagram: bytes, address: Address, now: float) -> None:
         try:
@@ -387,7 +400,12 @@ class Peer:
         if self._association is None or dtls is None or not path.proven:
             self._receive_early(datagram, path, now)
             return True
-        something = bool(self._unread) and self.catch_up()
+        if not self._unread:
+            return self._receive_packets(dtls, dtls.receive(datagram, now), now)
+        if len(datagram) == SACK_ALONE:
+            self._unread.append((datagram, now))
+            return self.catch_up()
+        something = self.catch_up()
         return self._receive_packets(dtls, dtls.receive(datagram, now), now) or something
 
     def _receive_packets(self, dtls: Dtls, packets: Sequence[bytes], now: float) -> bool:

@@ -44,7 +44,8 @@ RTO_ABOVE: Final = 0.22  # at least, above the round trip: browsers acknowledge 
 RTO_MOST: Final = 2.0  # §15 says 60: a game that waited so long is over
 MAX_RETRANSMITS: Final = 10  # in a row without an answer, then the peer is gone (§15, Association.Max.Retrans)
 PAUSE: Final = 0.1  # seconds; what leaves after it asks for its SACK at once: else a browser waits 0.2 for a second one
-MEASURE_EVERY: Final = 0.5  # seconds between two measurements of the round trip
+MEASURE_EVERY: Final = 1.0  # seconds between two measurements of the round trip
+SPARE: Final = 2 * MAX_PACKET  # bytes of the window: with less, an acknowledgement is read at once
 REORDERED: Final = 3  # packets that may overtake one before it is taken for lost (§7.2.4)
 MAX_SKIPPED: Final = 64  # streams in one FORWARD TSN
 
@@ -213,10 +214,10 @@ class Sender:
 
     @property
     def can_wait(self) -> bool:
-        """Whether an acknowledgement may come, and nothing waits for it: neither a message nor a measurement, and half
-        the window is free."""
-        twice = 2 * self._flight
-        if self._timed is not None or not 0 < twice < self.window or twice >= self._peer_window:
+        """Whether an acknowledgement may come, and nothing waits for it: neither a message nor a measurement, and the
+        window has room for some more."""
+        flight, soon = self._flight, self._flight + SPARE
+        if not flight or soon > self.window or soon > self._peer_window or self._timed is not None:
             return False
         return not (self._due or self._unreliable or self._reliable)
 
@@ -434,15 +435,28 @@ class Sender:
                 if one.left > newest:
                     newest = one.left
             one.state = ARRIVED
-        streak, first, after = self._streak, self._streak_tsn, cumulative + 1
-        while streak and first + streak[0].count <= after:
-            item = streak.popleft()
-            first += item.count
-            acked += item.size
+        self._acked = cumulative
+        return acked + self._take_streak(cumulative + 1, self._flight - acked), newest
+
+    def _take_streak(self, after: int, flight: int) -> int:
+        """All of the streak below this TSN came: how many bytes. Counted from the nearer end: what is under way is
+        `flight` bytes, and if nothing is beside the streak, it is all of that."""
+        streak, first, acked = self._streak, self._streak_tsn, 0
+        if self._outstanding or after - first < self.next_tsn - after:
+            while streak and first + streak[0].count <= after:
+                item = streak.popleft()
+                first += item.count
+                acked += item.size
+        else:
+            first, acked, self._streak = self.next_tsn, flight, deque()
+            while first > after:
+                item = streak.pop()
+                first -= item.count
+                acked -= item.size
+                self._streak.appendleft(item)
         self.arrived += first - self._streak_tsn
         self._streak_tsn = first
-        self._acked = cumulative
-        return acked, newest
+        return acked
 
     def _take_gaps(self, blocks: tuple[int, ...]) -> tuple[int, int]:
         """The same for what came beyond a gap: pairs of first and last, counted from the cumulative TSN."""

@@ -27,6 +27,7 @@ from ..rooms import Rooms
 from ..rtc import datachannel, sdp, stun
 from ..rtc.dtls import Certificate
 from ..rtc.stun import Address, Credentials
+from ..trust import DOUBT_AFTER
 
 LABEL: Final = "session"  # of our own clients' channel
 PER_WAKE_UP: Final = 64  # datagrams read before anything else gets its turn
@@ -35,6 +36,7 @@ IPV4, IPV6 = 2, 4  # parts of an address, as sockets give them
 BUFFER: Final = 4 * 1024 * 1024  # bytes of the socket's own buffers
 TICK: Final = 0.04  # seconds between two looks at what is due, at most
 NEARLY: Final = 0.03  # seconds after one, from when on a turn that is made anyway takes the place of the next
+CALM_FOR: Final = DOUBT_AFTER  # seconds after an acknowledgement: until then there is no doubt about a link
 SOON: Final = 0.25  # seconds after which something may be due, but for a SACK: no time-out is much shorter
 HANDSHAKES: Final = 100.0  # per second; each costs a millisecond or two
 ATTEMPTS: Final = 0.25  # per second and address, for each peer that it may have; twice as many as peers at once
@@ -122,13 +124,19 @@ class DataChannels:
     def _readable(self, source: socket.socket) -> None:
         now = self.clock()
         self.rooms.enter(now)
+        recvfrom, by_address = source.recvfrom, self._by_address
         for _ in range(PER_WAKE_UP):
             try:
-                data, address = source.recvfrom(LARGEST)
+                data, address = recvfrom(LARGEST)
             except BlockingIOError:
                 break
             except OSError:  # an ICMP message of somebody who is gone
                 continue
+            if len(data) == datachannel.SACK_ALONE:  # of those who are sent much, nearly all
+                channel = by_address.get(address)
+                if channel is not None and channel.peer.set_aside(data, now):
+                    channel.heard = now
+                    continue
             self._receive(data, address, now)
         if self._dirty:  # not after acknowledgements alone
             self._wake(0.0)
@@ -404,6 +412,10 @@ class DataChannels:
     def _look(self, channel: AnyChannel, now: float) -> None:
         try:
             peer = channel.peer
+            rests = peer.rests_until(CALM_FOR) if channel.is_calm else 0.0
+            if rests > now:
+                channel.look_at = rests
+                return
             if peer.catch_up() or peer.next_deadline <= now:
                 peer.run(now)
                 self._take_events(channel, now)
