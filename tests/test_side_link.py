@@ -149,6 +149,9 @@ class Wire:
     def clock(self) -> float:
         return self.now
 
+    def pack_for(self, dialect: Any) -> Any:
+        return None
+
     def rests_until(self, patience: float) -> float:
         return self.rests
 

@@ -5,14 +5,15 @@ Messages only. The channel below, its datagrams and its time are a transport's, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from .geckos import BESIDE, IDENTITY, MEMBER, RAW, Geckos, Repeats
+from .geckos import IDENTITY, RAW, Geckos, Repeats
 from .handlers import Kind
 from .limits import Bucket
+from .outbox import Pack
 from .protocol import (
     V1_DIALECT,
     AnyMessage,
@@ -34,11 +35,10 @@ MAX_HELD: Final = 64 * 1024  # bytes kept for or from a geckos.io client that ca
 COPIES: Final = 10  # that the geckos.io library sends of a reliable message
 ASK_AFTER: Final = 0.1  # seconds of waiting, after which a channel is asked for acknowledgements: that costs something
 BREATH: Final = 0.02  # seconds in which nothing is read of a client that was over its rate
-BINARY, RELIABLE = 1, 2  # bits of a frame's kind in a blob
 
 
 class Frame(Protocol):
-    """A message made ready once for many peers."""
+    """A message that must not be lost, made ready once for many peers."""
 
     @property
     def payload(self) -> bytes: ...
@@ -67,7 +67,7 @@ class Peer(Protocol):
     def acked_at(self) -> float:
         """When it last said what it has."""
 
-    def push(self, frame: Any, now: float, reliable: bool = False) -> bool:
+    def push_reliably(self, message: Any) -> bool:
         """False if it cannot be sent, and then it is lost."""
 
 
@@ -79,6 +79,9 @@ class Channels(Protocol):
 
     clock: Callable[[], float]
     rooms: Rooms
+
+    def pack_for(self, dialect: Dialect) -> Pack:
+        """How a message becomes bytes for `write`, which takes several, joined."""
 
     def write(self, channel: Any, blob: bytes) -> None:
         """Packed messages, which leave with this tick: those that may be lost at once, of which `Channel.sent` is told,
@@ -95,34 +98,6 @@ class Channels(Protocol):
 
     def hangup(self, client: Client) -> None:
         """This client's side link ends."""
-
-
-def pack(dialect: Dialect, message: AnyMessage) -> bytes | None:
-    """Kind 1 byte, length 4 bytes big endian, the frame: joined, they can be taken `apart` again."""
-    payload = dialect.encode(message)
-    if payload is None:
-        return None
-    kind = (BINARY if isinstance(message, Binary) else 0) | (0 if message.reliable is False else RELIABLE)
-    return b"%c%b%b" % (kind, len(payload).to_bytes(4, "big"), payload)
-
-
-def apart(blob: bytes) -> Iterator[bytes]:
-    """Each packed message."""
-    at = 0
-    while at < len(blob):
-        start, at = at, at + 5 + int.from_bytes(blob[at + 1 : at + 5], "big")
-        yield blob[start:at]
-
-
-def unpack(packed: bytes) -> tuple[bool, str | bytes]:
-    """Whether a packed message is reliable, and its frame."""
-    kind, payload = packed[0], packed[5:]
-    return bool(kind & RELIABLE), payload if kind & BINARY else payload.decode()
-
-
-PACK: Final[dict[Dialect, Callable[[Any], bytes | None]]] = {
-    dialect: partial(pack, dialect) for dialect in (V1_DIALECT, MEMBER, BESIDE)
-}
 
 
 def size_of(data: str | bytes) -> int:
@@ -147,7 +122,7 @@ class Channel(Generic[AnyPeer]):
         self.dialect = dialect
         self.address = address
         self.local = ""
-        self.pack = PACK[dialect]
+        self.pack = server.pack_for(dialect)
         self.peer = peer
         self.ufrag = ufrag
         self.addresses: set[Any] = set()  # from which it may send
@@ -340,7 +315,7 @@ class GeckosLink(Channel[AnyPeer]):
             else:
                 refused["early"] += 1
             return
-        self._listens(now)
+        self._listens()
         if 0 < client.core.max_message < size:
             refused["too_large"] += 1
             return
@@ -376,7 +351,7 @@ class GeckosLink(Channel[AnyPeer]):
             if len(frame.payload) > self.peer.max_message_size:
                 sent = False
             elif self._held is None:
-                sent = self._push(frame, now)
+                sent = self._push(frame)
             else:
                 sent = True
                 self._held.append(frame)
@@ -384,12 +359,12 @@ class GeckosLink(Channel[AnyPeer]):
         if shed:
             self._server.rooms.totals.refused["shed"] += shed
         if self._held is not None and sum(len(frame.payload) for frame in self._held) > MAX_HELD:
-            self._listens(now)
+            self._listens()
 
-    def _push(self, frame: Frame, now: float) -> bool:
+    def _push(self, frame: Frame) -> bool:
         """What must not be lost; a client that does not take it is let go."""
         client = self._client
-        sent = self.peer.push(frame, now, reliable=True)
+        sent = self.peer.push_reliably(frame)
         self._server.mark(self)
         if not sent and client is not None:
             self._server.rooms.totals.refused["slow_consumer"] += 1
@@ -397,15 +372,15 @@ class GeckosLink(Channel[AnyPeer]):
             self.close(Close.FULL, f"slow consumer: {self.peer.buffered} bytes unsent")
         return sent
 
-    def _listens(self, now: float) -> None:
+    def _listens(self) -> None:
         """It hears: what was held for it leaves."""
         held, self._held = self._held, None
         for frame in held or ():
-            self._push(frame, now)
+            self._push(frame)
 
     def look(self, now: float) -> None:
         if self._held is not None and now >= self._hears_at:
-            self._listens(now)
+            self._listens()
 
     def next_look(self, now: float) -> float:
         return inf if self._held is None else self._hears_at

@@ -216,8 +216,9 @@ def test_reliable_messages_come_all_and_in_order_beside_those_that_may_be_lost()
         world = connected(seed=seed)
         world.loss, world.jitter = 0.2, 0.05
         for number in range(50):
-            assert world.server.push(datachannel.pack(f"{number}"), world.now, reliable=True)
-            world.server.push(datachannel.pack("may be lost"), world.now)
+            (message,) = datachannel.batch(packed(f"{number}", reliable=True)).others
+            assert world.server.push_reliably(message)
+            world.server.push_all(batch_of("may be lost"), world.now)
             world.run(0.02)
         world.loss = 0.0
         world.run(5.0)
@@ -244,7 +245,7 @@ def test_a_server_may_leave_it_to_the_client_to_open_channels() -> None:
     world.run(0.2)
     assert world.events["server"] == [Opened(2, "moves", "v1")]
     assert world.server.send("hello", world.now)  # the first channel is the main one
-    assert world.server.push(datachannel.pack("pushed"), world.now)
+    assert world.server.push_all(batch_of("pushed"), world.now) == 1
     world.run(0.2)
     assert messages(world.events["client"]) == ["hello", "pushed"]
 
@@ -307,13 +308,18 @@ def test_a_packed_frame_is_the_same_message() -> None:
     world = connected()
     frames: list[str | bytes] = ["hello ä", b"\x01", "", b"", "x" * 1140, b"y" * 3000]
     for data in frames:
-        assert world.server.push(datachannel.pack(data), world.now)
+        assert world.server.push_all(batch_of(data), world.now) == 1
         world.run(0.3)
     assert messages(world.events["client"]) == frames
 
 
 def batch_of(*messages: str | bytes) -> datachannel.Batch:
-    return datachannel.batch([datachannel.pack(data) for data in messages])
+    return datachannel.batch(b"".join(packed(data) for data in messages))
+
+
+def packed(data: str | bytes, reliable: bool = False) -> bytes:
+    is_text = isinstance(data, str)
+    return datachannel.pack(data.encode() if isinstance(data, str) else data, is_text, reliable)
 
 
 def test_a_batch_that_fits_into_one_datagram_leaves_at_once() -> None:
@@ -506,10 +512,10 @@ def test_a_batch_is_its_messages_and_says_how_many_will_leave() -> None:
 def test_nothing_is_sent_before_the_channel_is_open() -> None:
     world = World()
     assert not world.server.send("early", 0.0)
-    assert not world.server.push(datachannel.pack("early"), 0.0)
+    assert not world.server.push_all(batch_of("early"), 0.0)
     world.run(10 * DELAY + 0.001)  # the server has asked for the channel, and has no answer
     assert not world.server.send("early", world.now)
-    assert not world.server.push(datachannel.pack("early"), world.now)
+    assert not world.server.push_all(batch_of("early"), world.now)
     assert world.server.counters.shed == 0
 
 
@@ -878,7 +884,7 @@ def test_a_close_is_told_and_said_once() -> None:
         assert len(world.events[other]) == 1 and isinstance(world.events[other][0], Closed)
         assert world.peers[other].transmit(world.now) == []
         assert not world.peers[name].send("late", world.now)
-        assert not world.peers[name].push(datachannel.pack("late"), world.now)
+        assert not world.peers[name].push_all(batch_of("late"), world.now)
 
 
 def test_a_peer_that_ends_in_the_datagram_of_its_last_message_is_heard_and_gone() -> None:
@@ -945,7 +951,7 @@ def test_a_peer_whose_sctp_begins_anew_is_offered_the_channel_again() -> None:
     assert at_once(world) == CLIENT
     assert world.events["server"] == [ChannelClosed(4), OPENED]
     assert world.events["client"][-1] == OPENED
-    assert world.server.push(datachannel.pack("pushed"), world.now)
+    assert world.server.push_all(batch_of("pushed"), world.now) == 1
     world.run(0.1)
     assert world.events["client"][-1] == Message("pushed", 1)
     world.talk()

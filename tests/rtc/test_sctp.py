@@ -11,10 +11,12 @@ from struct import pack, unpack_from
 
 import google_crc32c
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from network import DELAY, Network, Pair, bent
 
 from session_server.rtc import sctp_chunks as wire
-from session_server.rtc import sctp_receive, sctp_send
+from session_server.rtc import sctp_messages, sctp_receive, sctp_send
 from session_server.rtc.sctp import (
     COOKIE,
     COOKIE_LIFE,
@@ -26,6 +28,7 @@ from session_server.rtc.sctp import (
     StreamReset,
     bundle,
 )
+from session_server.rtc.sctp_messages import Bundle, Message
 from session_server.rtc.sctp_receive import GAPS, HOLDING, STREAMS, WINDOW, Received
 from session_server.rtc.sctp_send import (
     LEAST_WINDOW,
@@ -33,8 +36,6 @@ from session_server.rtc.sctp_send import (
     MAX_RETRANSMITS,
     RTO_MOST,
     STALE,
-    Bundle,
-    Message,
 )
 
 BINARY = 53
@@ -103,7 +104,7 @@ class Enemy:
 
     def data(self, tsn: int, flags: int, payload: bytes = b"x", stream: int = 1, number: int = 0) -> bytes:
         """`tsn`: counted from the last that came."""
-        head = wire.TSN(self.tsn + tsn & 0xFFFFFFFF) + wire.DATA_TAIL(stream, number, BINARY)
+        head = wire.TSN(self.tsn + tsn & 0xFFFFFFFF) + wire.DATA_TAIL.pack(stream, number, BINARY)
         return wire.chunk(wire.DATA, head + payload, flags)
 
     def sack(self) -> tuple[int, int, list[tuple[int, int]]]:
@@ -1023,8 +1024,8 @@ def test_a_sack_of_what_was_never_sent_or_of_nonsense_changes_nothing() -> None:
 
 def test_a_sack_that_ends_in_the_middle_of_a_packet_loses_nothing_that_must_arrive() -> None:
     pair = connected()
-    messages = [Message(1, BINARY, b"%d" % number) for number in range(4)]
-    pair.a.push(bundle(messages), sum(message.size for message in messages))
+    item = bundled(b"0", b"1", b"2", b"3")
+    pair.a.push((item,), item.size)
     (packet,) = pair.a.transmit(pair.now)
     sender, header = pair.a._sender, wire.Header(pair.a._tag)
     first = sender._acked + 1
@@ -1087,7 +1088,7 @@ def test_a_thousand_associations_leave_nothing_behind() -> None:
 
 def test_a_frame_for_many_is_not_changed_by_any() -> None:
     message = Message(1, BINARY, b"x" * 3000)
-    assert message.size == sum(one.size for one in message.chunks)
+    assert message.size == sum(4 + len(one) for one in message.blanks)
     pairs = [connected(Network(seed)) for seed in range(3)]
     pairs[1].network.loss = 1.0
     for pair in pairs:
@@ -1099,27 +1100,49 @@ def test_a_frame_for_many_is_not_changed_by_any() -> None:
 @pytest.mark.parametrize("tsn", [1, (1 << 32) - 2, (1 << 32) + 5])
 def test_a_bundle_is_what_its_messages_are_one_by_one(tsn: int) -> None:
     messages = [Message(1, BINARY, bytes([65 + size]) * size) for size in (1, 2, 3, 4, 97)]
-    (item,) = bundle(messages)
-    assert isinstance(item, Bundle) and item.count == 5
-    chunks = [message.chunks[0] for message in messages]
+    item = bundled(*[message.payload for message in messages])
+    assert item.count == 5 and item.stream == 1
     one_by_one = [
-        chunk.head + wire.TSN(tsn + at & 0xFFFFFFFF) + chunk.rest for at, chunk in enumerate(chunks)
-    ]  # fmt: skip
+        blank[:4] + wire.TSN(tsn + at & 0xFFFFFFFF) + blank[4:]
+        for at, blank in enumerate(message.blanks[0] for message in messages)
+    ]
     assert item.content(tsn) == item.content(tsn) == b"".join(one_by_one)
     assert item.size == len(item.content(tsn)) == sum(message.size for message in messages)
 
 
 def test_bundles_are_filled_one_after_the_other_and_long_messages_stay_alone() -> None:
     sizes = [500, 500, 500, 3000, 20, 1132, 20, 20]
-    found = bundle([Message(1, BINARY, b"x" * size) for size in sizes])
+    found, others = bundle(b"".join(joined(b"x" * size) for size in sizes))
     assert [one.count if isinstance(one, Bundle) else "long" for one in found] == [2, 1, "long", 1, 1, 2]
     assert all(one.size <= wire.MAX_CONTENT for one in found if isinstance(one, Bundle))
-    assert bundle([]) == []
+    found, others = bundle(b"".join(joined(b"x" * size) for size in sizes[:3] + sizes[4:]))
+    assert [one.count for one in found] == [2, 2, 1, 2] and others == []
+    assert bundle(b"") == ([], [])
+
+
+@given(st.lists(st.tuples(st.integers(1, 4000), st.booleans()), max_size=30))
+def test_what_is_joined_can_be_told_apart(kinds: list[tuple[int, bool]]) -> None:
+    contents = [(bytes([number + 1]) * size, ordered) for number, (size, ordered) in enumerate(kinds)]
+    blob = b"".join(joined(content, ordered) for content, ordered in contents)
+    found = [(one.payload, one.ordered) for one in sctp_messages.messages(blob)]
+    assert found == contents
+    once, others = bundle(blob)
+    assert [one.payload for one in others] == [content for content, ordered in contents if ordered]
+    assert all((one.stream, one.ppid, one.retransmits) == (7, BINARY, None) for one in others)
+    assert sum(one.count for one in once) == len([None for _, ordered in contents if not ordered])
+    pair = connected()
+    pair.a.push(once, sum(one.size for one in once))
+    pair.run(2.0)
+    assert pair.heard("b") == [content for content, ordered in contents if not ordered]
+
+
+def joined(payload: bytes, ordered: bool = False) -> bytes:
+    return b"".join(sctp_messages.blanks(7, BINARY, payload, ordered))
 
 
 def test_a_bundle_that_need_not_wait_leaves_at_once() -> None:
     pair = connected()
-    (item,) = bundle([Message(1, BINARY, b"one"), Message(1, BINARY, b"two")])
+    item = bundled(b"one", b"two")
     packet = pair.a.send_at_once(item, pair.now)
     assert packet is not None and pair.a.transmit(pair.now) == []
     pair.b.receive(packet, pair.now)
@@ -1129,7 +1152,7 @@ def test_a_bundle_that_need_not_wait_leaves_at_once() -> None:
 
 def bundled(*payloads: bytes) -> Bundle:
     """One for `send_at_once`."""
-    (item,) = bundle([Message(1, BINARY, payload) for payload in payloads])
+    ((item,), _) = bundle(b"".join(blank for payload in payloads for blank in sctp_messages.blanks(1, BINARY, payload)))
     assert isinstance(item, Bundle)
     return item
 
@@ -1197,7 +1220,7 @@ def test_what_leaves_at_once_is_counted_as_all_else_under_loss_and_between_other
 def test_whole_bundles_are_shed_and_each_message_in_them_counts() -> None:
     pair = connected()
     pair.network.loss = 1.0
-    (item,) = bundle([Message(1, BINARY, b"x" * 200)] * 4)
+    item = bundled(*[b"x" * 200] * 4)
     pushed = 400
     shed = sum(pair.a.push((item,), item.size) for _ in range(pushed))
     assert shed == pair.a.shed and shed % 4 == 0

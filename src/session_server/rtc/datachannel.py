@@ -104,18 +104,16 @@ class Path:
     held: list[bytes] = field(default_factory=list)  # what waits for credit
 
 
-Frame = sctp.Message  # one that may be lost, made ready once for many peers
-
-
 @dataclass(slots=True)
 class Batch:
-    """Frames for `Peer.push_all`."""
+    """Messages that leave together, made ready once for many peers."""
 
-    frames: Sequence[Frame]
-    bundles: Sequence[sctp.Once]  # the same, by the packet
+    packed: bytes  # as `pack` made them
+    bundles: Sequence[sctp.Once]  # what may be lost, by the packet
     only: sctp.Bundle | None  # the same, if it is one packet
-    count: int  # of frames
-    size: int  # bytes on the wire
+    count: int  # of these messages
+    size: int  # their bytes on the wire
+    others: Sequence[sctp.Message]  # what may not be lost, for `Peer.push_reliably`
 
 
 def number_of(unread: tuple[bytes, float]) -> bytes:
@@ -123,17 +121,16 @@ def number_of(unread: tuple[bytes, float]) -> bytes:
     return unread[0][3:11]
 
 
-def pack(data: str | bytes) -> Frame:
-    """For `Peer.push`, to any number of peers: all that is the same for each is done here."""
-    return Frame(STREAM, *dcep.encode(data))
+def pack(data: bytes, is_text: bool, reliable: bool = False) -> bytes:
+    """A message for `batch`, alone or joined with others."""
+    return b"".join(sctp.blanks(STREAM, *dcep.encode_bytes(data, is_text), ordered=reliable))
 
 
-def batch(frames: Sequence[Frame]) -> Batch:
-    """The same for several messages, which leave together."""
-    bundles = sctp.bundle(frames)
+def batch(packed: bytes) -> Batch:
+    bundles, others = sctp.bundle(packed)
+    count, size = sum([one.count for one in bundles]), sum([one.size for one in bundles])
     only = bundles[0] if len(bundles) == 1 else None
-    size = sum([one.size for one in bundles])
-    return Batch(frames, bundles, only if isinstance(only, sctp.Bundle) else None, len(frames), size)
+    return Batch(packed, bundles, only if isinstance(only, sctp.Bundle) else None, count, size, others)
 
 
 class Peer:
@@ -571,9 +568,9 @@ class Peer:
     def send(self, data: str | bytes, now: float, stream: int | None = None) -> bool:
         """One message, on the main channel or another open one; False if it cannot be sent, and then it is lost."""
         ppid, payload = dcep.encode(data)
-        return self._send(ppid, payload, now, self._main if stream is None else stream)
+        return self._send(ppid, payload, self._main if stream is None else stream)
 
-    def _send(self, ppid: int, payload: bytes, now: float, stream: int | None) -> bool:
+    def _send(self, ppid: int, payload: bytes, stream: int | None) -> bool:
         channel = None if stream is None else self._channels.get(stream)
         association = self._association
         if channel is None or not channel.open or association is None or stream is None:
@@ -585,25 +582,20 @@ class Peer:
         self.counters.shed += association.shed - shed + (not sent)
         return sent
 
-    def push(self, frame: Frame, now: float, reliable: bool = False) -> bool:
-        """The same for a frame of `pack`, on the channel that the server opened. `reliable`: this one is repeated until
-        it has arrived, and kept in order, whatever the channel is: SCTP leaves that to the sender of each message."""
+    def push_reliably(self, message: sctp.Message) -> bool:
+        """One of `Batch.others`, on the channel that the server opened: repeated until it has arrived, and in order,
+        whatever the channel is, as SCTP leaves that to the sender of each message. False if it cannot be sent."""
         association = self._association
-        if association is None:
+        if association is None or self.state != "open" or len(message.payload) > self.max_message_size:
             return False
-        if reliable:
-            fits = self.state == "open" and len(frame.payload) <= self.max_message_size
-            return fits and association.send(STREAM, frame.ppid, frame.payload)
-        if self._short_way is None or len(frame.payload) > self.max_message_size:
-            return self._send(frame.ppid, frame.payload, now, self._main)
-        self.counters.shed += association.push((frame,), frame.size)
-        return True
+        return association.send(STREAM, message.ppid, message.payload)
 
     def push_all(self, batch: Batch, now: float) -> int:
-        """All frames of a `batch`; returns by how many more messages are on their way, older ones that were shed for
-        them subtracted: so that over time the sum is what left."""
+        """All of a batch that may be lost; returns by how many more messages are on their way, older ones that were
+        shed for them subtracted: so that over time the sum is what left."""
         if self._short_way is None or batch.size > self.max_message_size:
-            return sum(self.push(frame, now) for frame in batch.frames)
+            once = [one for one in sctp.messages(batch.packed) if not one.ordered]
+            return sum([self._send(one.ppid, one.payload, self._main) for one in once])
         shed = self._short_way[0].push(batch.bundles, batch.size)
         self.counters.shed += shed
         return batch.count - shed

@@ -56,10 +56,15 @@ class Channel:
 
 
 def encode(data: str | bytes) -> tuple[int, bytes]:
-    """Its payload protocol identifier and payload; an empty message travels as one zero byte (RFC 8831 §6.6)."""
-    if isinstance(data, str):
-        return (TEXT, data.encode()) if data else (EMPTY_TEXT, b"\0")
-    return (BINARY, data) if data else (EMPTY_BINARY, b"\0")
+    """Its payload protocol identifier and payload."""
+    return encode_bytes(data.encode(), True) if isinstance(data, str) else encode_bytes(data, False)
+
+
+def encode_bytes(data: bytes, is_text: bool) -> tuple[int, bytes]:
+    """The same of text as its bytes. An empty message travels as one zero byte (RFC 8831 §6.6)."""
+    if data:
+        return TEXT if is_text else BINARY, data
+    return EMPTY_TEXT if is_text else EMPTY_BINARY, b"\0"
 
 
 def decode(ppid: int, payload: bytes) -> str | bytes:

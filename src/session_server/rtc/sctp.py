@@ -17,8 +17,9 @@ from typing import Final
 
 from . import sctp_chunks as wire
 from .sctp_chunks import ALONE, MAX_CONTENT, is_sack_alone
+from .sctp_messages import Bundle, Message, Once, blanks, bundle, messages
 from .sctp_receive import LONGEST_SACK, STREAMS, WINDOW, Received, Receiver
-from .sctp_send import MAX_RETRANSMITS, RTO_MOST, Bundle, Message, Once, Sender, bundle
+from .sctp_send import MAX_RETRANSMITS, RTO_MOST, Sender
 
 __all__ = [
     "ALONE",
@@ -34,8 +35,10 @@ __all__ = [
     "Received",
     "Restarted",
     "StreamReset",
+    "blanks",
     "bundle",
     "is_sack_alone",
+    "messages",
 ]
 
 COOKIE_LIFE: Final = 60.0  # seconds (§15)

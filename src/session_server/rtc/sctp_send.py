@@ -7,31 +7,23 @@ TSNs are unbounded integers here and 32 bits on the wire.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from itertools import pairwise
+from collections.abc import Sequence
 from math import inf
-from struct import Struct, pack, unpack_from
+from struct import pack, unpack_from
 from typing import Final
 
 from .sctp_chunks import (
     AT_ONCE,
-    CHUNK,
     DATA,
-    DATA_TAIL,
-    FIRST,
     FORWARD_TSN,
-    LAST,
-    MAX_CONTENT,
-    MAX_FRAGMENT,
     MAX_PACKET,
     SACK_HEAD,
     TSN,
-    UNORDERED,
     Packets,
     chunk,
     unwrap,
 )
+from .sctp_messages import BEFORE, Bundle, Message, Once
 
 BUFFER: Final = 1024 * 1024  # bytes that wait and may not be lost, above which `send` refuses
 STALE: Final = 96 * 1024  # bytes behind the oldest that may be lost, above which it is shed: a long one, and some
@@ -50,96 +42,6 @@ REORDERED: Final = 3  # packets that may overtake one before it is taken for los
 MAX_SKIPPED: Final = 64  # streams in one FORWARD TSN
 
 UNDER_WAY, DUE, ARRIVED, GIVEN_UP = range(4)  # states of a chunk that has a TSN
-
-
-class Message:
-    """All that is the same for every peer that it is sent to, made once. An ordered one is for one peer alone."""
-
-    __slots__ = ("chunks", "number", "ordered", "payload", "ppid", "retransmits", "size", "stream")
-    count = 1
-
-    def __init__(
-        self, stream: int, ppid: int, payload: bytes, ordered: bool = False, retransmits: int | None = 0
-    ) -> None:
-        """`retransmits` None: as many as it takes."""
-        self.stream = stream
-        self.ppid = ppid
-        self.payload = payload
-        self.ordered = ordered
-        self.retransmits = retransmits
-        self.number = 0  # in its stream, if ordered; known when it leaves, so that none is missing of those shed before
-        self.chunks = [] if ordered else self.fragment()
-        self.size = len(payload) + -len(payload) % 4 + 16 * -(-len(payload) // MAX_FRAGMENT)  # bytes on the wire
-
-    def fragment(self) -> list[Chunk]:
-        return [Chunk(self, at) for at in range(0, len(self.payload), MAX_FRAGMENT)]
-
-
-class Chunk:
-    """A DATA chunk but for its TSN, which stands between `head` and `rest` (§3.3.1)."""
-
-    __slots__ = ("head", "rest", "size")
-
-    def __init__(self, message: Message, at: int) -> None:
-        part = message.payload[at : at + MAX_FRAGMENT]
-        flags = 0 if message.ordered else UNORDERED
-        flags |= (FIRST if at == 0 else 0) | (LAST if at + MAX_FRAGMENT >= len(message.payload) else 0)
-        self.head = CHUNK.pack(DATA, flags, 16 + len(part))
-        self.rest = DATA_TAIL(message.stream, message.number, message.ppid) + part + bytes(-len(part) % 4)
-        self.size = 8 + len(self.rest)  # bytes on the wire
-
-
-class Bundle:
-    """Messages of one chunk each and one stream that are sent once, in one packet (§6.10), made once for every peer.
-    They share its fate: should a peer take only some of them, it is as if it took none."""
-
-    __slots__ = ("_first", "_last", "_layout", "_parts", "count", "size", "stream")
-    retransmits = 0
-    chunks: Sequence[Chunk] = ()
-
-    def __init__(self, messages: Sequence[Message]) -> None:
-        chunks = [message.chunks[0] for message in messages]
-        self.stream = messages[0].stream
-        self.count = len(chunks)
-        self.size = sum([chunk.size for chunk in chunks])  # bytes on the wire
-        between = [one.rest + other.head for one, other in pairwise(chunks)]
-        self._first, self._last = chunks[0].head, chunks[-1].rest  # before the first TSN, and after the last
-        self._parts: list[bytes | int] = [0] * (2 * self.count + 1)  # at odd places are the TSNs
-        self._parts[::2] = self._first, *between, self._last
-        self._layout = layout((4, *map(len, between), len(self._last)))
-
-    def content(self, tsn: int) -> bytes:
-        """Its chunks, from this TSN on."""
-        count, start = self.count, tsn & 0xFFFFFFFF
-        if count == 1:
-            return self._first + TSN(start) + self._last
-        parts, after = self._parts.copy(), start + count
-        parts[1::2] = range(start, after) if after <= 1 << 32 else [one & 0xFFFFFFFF for one in range(start, after)]
-        return self._layout(*parts)
-
-
-@lru_cache(256)
-def layout(sizes: tuple[int, ...]) -> Callable[..., bytes]:
-    """Joins parts of these sizes with a TSN after each but the last."""
-    return Struct("!" + "L".join([f"{size}s" for size in sizes])).pack
-
-
-Once = Message | Bundle  # what may be lost
-
-
-def bundle(messages: Sequence[Message]) -> list[Once]:
-    """As few packets as hold messages that are sent once. What is too long for one stays as it is."""
-    if messages and sum([message.size for message in messages]) <= MAX_CONTENT:
-        return [Bundle(messages)]
-    groups: list[list[Message]] = []
-    room = 0
-    for message in messages:
-        if message.size > room:
-            groups.append([])
-            room = MAX_CONTENT
-        groups[-1].append(message)
-        room -= message.size
-    return [group[0] if len(group[0].chunks) > 1 else Bundle(group) for group in groups]
 
 
 class Outgoing:
@@ -330,11 +232,11 @@ class Sender:
         """One chunk, if it is still due."""
         if one.state != DUE:
             return None
-        data = one.message.chunks[one.fragment]
-        packets.add(data.head + TSN(one.first & 0xFFFFFFFF) + data.rest)
+        blank = one.message.blanks[one.fragment]
+        packets.add(blank[:BEFORE] + TSN(one.first & 0xFFFFFFFF) + blank[BEFORE:])
         one.left = self._packets + len(packets.done)
         one.state = UNDER_WAY
-        self._flight += data.size
+        self._flight += one.size
         return one
 
     def _number(self, item: Bundle, packet: int) -> Outgoing:
@@ -362,9 +264,9 @@ class Sender:
         if message.ordered:
             message.number = self._numbers.get(message.stream, 0)
             self._numbers[message.stream] = message.number + 1 & 0xFFFF
-            message.chunks = message.fragment()
-        for fragment, data in enumerate(message.chunks):
-            one = Outgoing(message, fragment, self.next_tsn, self.next_tsn, data.size)
+            message.blanks = message.fragments()
+        for fragment, blank in enumerate(message.blanks):
+            one = Outgoing(message, fragment, self.next_tsn, self.next_tsn, len(blank) + 4)
             self.next_tsn += 1
             self._outstanding.append(one)
             self._due.append(one)
@@ -378,7 +280,7 @@ class Sender:
         skipped: dict[int, int] = {}  # stream → number of its last ordered message that is given up
         for one in self._outstanding:
             message = one.message
-            is_fragment = one.state == ARRIVED and len(message.chunks) > 1
+            is_fragment = one.state == ARRIVED and len(message.blanks) > 1
             if one.state < ARRIVED or is_fragment or len(skipped) == MAX_SKIPPED:
                 break
             last = one.last
@@ -517,8 +419,8 @@ class Sender:
     def _give_up_rest(self, lost: Outgoing) -> None:
         """The other fragments of a message that cannot be whole any more, arrived or not (RFC 3758 §3.5)."""
         start = lost.first - lost.fragment
-        for one in self._outstanding if len(lost.message.chunks) > 1 else ():
-            if start <= one.first < start + len(lost.message.chunks):
+        for one in self._outstanding if len(lost.message.blanks) > 1 else ():
+            if start <= one.first < start + len(lost.message.blanks):
                 self._flight -= one.size if one.state == UNDER_WAY else 0
                 self._forget_time(one)
                 one.state = GIVEN_UP

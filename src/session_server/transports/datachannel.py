@@ -11,6 +11,7 @@ import asyncio
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 from itertools import chain
 from math import inf
@@ -18,10 +19,10 @@ from secrets import randbits, token_bytes
 from typing import Any, Final
 
 from ..config import Config
-from ..geckos import Geckos
+from ..geckos import BESIDE, MEMBER, Geckos
 from ..limits import Bucket, Buckets, Tally, network
-from ..links import Channel, GeckosLink, SideLink, apart, unpack
-from ..protocol import V1_DIALECT, LimitExceeded, message
+from ..links import Channel, GeckosLink, SideLink
+from ..protocol import V1_DIALECT, AnyMessage, Binary, Dialect, LimitExceeded, message
 from ..room import Client
 from ..rooms import Rooms
 from ..rtc import datachannel, sdp, stun
@@ -46,10 +47,8 @@ OWNED_FOR: Final = 10.0  # seconds that an address stays a silent peer's; browse
 MAX_ANSWER: Final = 16 * 1024  # characters of an SDP answer
 
 AnyChannel = Channel[datachannel.Peer]
-Made = tuple[datachannel.Batch, list[datachannel.Frame]]  # of a blob: what may be lost, and the rest
-Ready = tuple[bool, datachannel.Frame]  # of a packed message: is it reliable
 
-NOTHING: Final[Made] = (datachannel.batch(()), [])
+NOTHING: Final = datachannel.batch(b"")
 
 
 class DataChannels:
@@ -79,7 +78,7 @@ class DataChannels:
         most = config.peers_per_address
         self._per_address = Tally(most)
         self._attempts = Buckets(ATTEMPTS * most, 2 * most)
-        self._probe = datachannel.pack(V1_DIALECT.encode(message("session:probe", reliable=False)).decode())
+        self._probe = datachannel.batch(pack(V1_DIALECT, message("session:probe", reliable=False)) or b"")
         self._written: list[tuple[AnyChannel, bytes]] = []  # what the rooms have for them in this tick
         self._leaving: Iterator[tuple[AnyChannel, bytes]] = iter(())  # of it, what `_send_written` has not come to yet
         self._timer: asyncio.TimerHandle | None = None
@@ -430,6 +429,9 @@ class DataChannels:
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
+    def pack_for(self, dialect: Dialect) -> Callable[[Any], bytes | None]:
+        return PACK[dialect]
+
     def write(self, channel: AnyChannel, blob: bytes) -> None:
         if not self._written:
             self._wake(0.0)
@@ -440,17 +442,16 @@ class DataChannels:
         here, others may be too, and ask for the same: it goes on from where this one is, so that order is kept."""
         written, self._written = self._written, []
         self._leaving = chain(self._leaving, written)
-        made: dict[int, Made] = {}
-        ready: dict[bytes, Ready] = {}
+        batches: dict[int, datachannel.Batch] = {}  # by the blob that all of a room are sent
         sockets = self._sockets
-        last, (batch, others), soon = None, NOTHING, now + SOON
+        last, batch, soon = None, NOTHING, now + SOON
         for channel, blob in self._leaving:
             if blob is not last:
                 last = blob
-                batch, others = made.get(id(blob)) or made.setdefault(id(blob), make(blob, ready))
+                batch = batches.get(id(blob)) or batches.setdefault(id(blob), datachannel.batch(blob))
             try:
-                if others:
-                    channel.send_reliably(others, now)
+                if batch.others:
+                    channel.send_reliably(batch.others, now)
                 datagram = channel.peer.send_at_once(batch, now)
                 if datagram is None:
                     self._queue(channel, batch, now)
@@ -485,20 +486,20 @@ class DataChannels:
 
     def probe(self, link: SideLink[datachannel.Peer], now: float) -> bool:
         self.mark(link)
-        return link.peer.push(self._probe, now)
+        return link.peer.push_all(self._probe, now) == 1
 
 
-def make(blob: bytes, ready: dict[bytes, Ready]) -> Made:
-    """Once for all who are sent the same. Who sends is sent another blob, of the same messages, which are `ready`."""
-    lossy: list[datachannel.Frame] = []
-    others: list[datachannel.Frame] = []
-    for packed in apart(blob):
-        if packed not in ready:
-            reliable, data = unpack(packed)
-            ready[packed] = reliable, datachannel.pack(data)
-        reliable, frame = ready[packed]
-        (others if reliable else lossy).append(frame)
-    return datachannel.batch(lossy), others
+def pack(dialect: Dialect, item: AnyMessage) -> bytes | None:
+    """None if the dialect has no form for it."""
+    payload = dialect.encode(item)
+    if payload is None:
+        return None
+    return datachannel.pack(payload, not isinstance(item, Binary), item.reliable is not False)
+
+
+PACK: Final[dict[Dialect, Callable[[Any], bytes | None]]] = {
+    dialect: partial(pack, dialect) for dialect in (V1_DIALECT, MEMBER, BESIDE)
+}
 
 
 def read_answer(text: str) -> sdp.Answer:
