@@ -17,8 +17,9 @@ import session_server
 from playing import Pipe, Player, Playing
 from serving import CLASSIC, Serving, request, serving
 from session_server.geckos import BESIDE
-from session_server.links import PACK, apart, unpack
 from session_server.protocol import Hello
+from session_server.rtc.sctp import messages
+from session_server.transports.datachannel import PACK
 from test_lobby import CODE, in_field, listed, lobby, page, quiet, watching
 
 WEB = Path(session_server.__file__).parent / "web"
@@ -61,7 +62,7 @@ class Channel:
         self.client = client
 
     def write(self, blob: bytes) -> None:
-        self.frames += [json.loads(unpack(packed)[1]) for packed in apart(blob)]
+        self.frames += [json.loads(message.payload) for message in messages(blob)]
 
     def close(self, code: int, reason: str) -> None: ...
 

@@ -220,7 +220,7 @@ def test_a_channel_that_is_not_open_yet_is_looked_at_when_its_peer_wants_that() 
     wire, link = side_link()
     link.is_open = False
     wire.next_deadline = wire.now + 15
-    channels = DataChannels(Config(), wire.rooms, wire.clock, lambda when: None, Log())
+    channels = DataChannels(Config(), wire.rooms, wire.clock, lambda when: None, lambda read: read(), Log())
     channels._look(link, wire.now)
     assert link.look_at == wire.next_deadline
 
@@ -228,7 +228,7 @@ def test_a_channel_that_is_not_open_yet_is_looked_at_when_its_peer_wants_that() 
 def test_a_link_that_is_acknowledged_by_the_looks_of_it_is_not_looked_at_unless_it_owes_an_answer() -> None:
     wire, link = side_link()
     link.is_open = True
-    channels = DataChannels(Config(), wire.rooms, wire.clock, lambda when: None, Log())
+    channels = DataChannels(Config(), wire.rooms, wire.clock, lambda when: None, lambda read: read(), Log())
     wire.rests = wire.now + 0.2
     channels._look(link, wire.now)
     assert wire.read == 1  # it is not proven

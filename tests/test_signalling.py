@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from math import inf
 from typing import Any
@@ -601,6 +601,40 @@ def test_what_a_flush_of_datagrams_brings_about_gets_a_turn(site: Serving, monke
         return server._due_now
 
     assert site.call(is_due_again)
+
+
+def test_what_datagrams_bring_gets_its_turn_at_once_even_if_reading_fails(
+    site: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, turns = site.server, 0
+
+    def flush(now: float) -> None:
+        nonlocal turns
+        turns += 1
+
+    def fails() -> None:
+        server._wake(0.0)
+        raise RuntimeError("a reader that fails")
+
+    def takes(read: Callable[[], None]) -> int:
+        before = turns
+        server._turn_after(read)
+        return turns - before
+
+    def all_ways() -> None:
+        server._turn()
+        assert takes(lambda: None) == 0 and takes(lambda: server._wake(0.0)) == 1
+        assert not server._due_now and takes(lambda: None) == 0
+        before = turns
+        with pytest.raises(RuntimeError):
+            server._turn_after(fails)
+        assert turns == before + 1
+        server._wake(0.0)  # a message by WebSocket, in the same round of the loop
+        assert server._due_now and takes(lambda: server._wake(0.0)) == 0, "both share the turn that comes"
+
+    monkeypatch.setattr(server.channels, "flush", flush)
+    site.call(all_ways)
+    site.until(lambda: not server._due_now)
 
 
 def test_a_turn_looks_round_when_it_is_nearly_time(site: Serving) -> None:

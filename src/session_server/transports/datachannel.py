@@ -55,12 +55,15 @@ class DataChannels:
     """All data channels of a server."""
 
     def __init__(
-        self, config: Config, rooms: Rooms, clock: Callable[[], float], wake: Callable[[float], None], log: Any
-    ) -> None:
-        """`wake(0.0)` asks for a call of `flush` at the end of this tick."""
+        self, config: Config, rooms: Rooms, clock: Callable[[], float], wake: Callable[[float], None],
+        turn_after: Callable[[Callable[[], None]], None], log: Any,
+    ) -> None:  # fmt: skip
+        """`wake(0.0)` asks for a call of `flush` at the end of this tick; `turn_after` calls what is handed in, and if
+        that asked for one, flushes at once."""
         self.rooms = rooms
         self.clock = clock
         self._wake = wake
+        self._turn_after = turn_after
         self._log = log
         self._secret = token_bytes(32)
         self._side = datachannel.Options(Certificate.new(), label=LABEL, max_message=config.message_size or 65536)
@@ -104,7 +107,7 @@ class DataChannels:
             self._sockets[len(one.getsockname())] = one
             self._hosts.append(one.getsockname()[0])
             self.port = one.getsockname()[1]
-            self._loop.add_reader(one.fileno(), self._readable, one)
+            self._loop.add_reader(one.fileno(), self._turn_after, partial(self._readable, one))
 
     def close(self) -> None:
         now = self.clock()
@@ -342,7 +345,7 @@ class DataChannels:
             self._receive(early[1], early[2], now)
             self._wake(0.0)
         if self._timer is None:
-            self._timer = self._loop.call_later(TICK, self._tick)
+            self._timer = self._loop.call_later(TICK, self._turn_after, self._tick)
 
     # --- peers --------------------------------------------------------------------------------------------------------
 
@@ -403,7 +406,7 @@ class DataChannels:
         """Whose time has come? One timer for all peers."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(TICK, self._tick) if self._by_ufrag else None
+        self._timer = self._loop.call_later(TICK, self._turn_after, self._tick) if self._by_ufrag else None
         self._look_at = now + NEARLY
         for channel in [one for one in self._by_ufrag.values() if one.look_at <= now]:
             self._look(channel, now)
