@@ -369,6 +369,7 @@ class Acknowledged:
         self.server, self.now = self.world.server, self.world.now + sctp_send.MEASURE_EVERY
         self.sent = 0
         self.bring(self.exchange())  # the first measures the way
+        self.server.catch_up()
 
     def exchange(self) -> bytes:
         datagram = self.server.send_at_once(batch_of("x" * 100), self.now)
@@ -403,9 +404,39 @@ def test_acknowledgements_are_read_when_something_waits_for_them_and_the_newest_
         it.now += 0.0001
         it.bring(it.exchange())
         assert it.server.buffered < datachannel.MAX_UNREAD * 120
-    it.now += sctp_send.MEASURE_EVERY
-    it.bring(it.exchange())
-    assert it.server.arrived == it.sent and it.server.acked_at == it.now  # it measures the way again
+
+
+def test_what_ends_a_measurement_is_read_before_the_next_message_leaves_and_counts_from_when_it_came() -> None:
+    it = Acknowledged()
+    assert it.server._association is not None
+    for _ in range(40):  # rounds, in each of which the way takes 30 ms
+        it.now += sctp_send.MEASURE_EVERY
+        answer = it.exchange()
+        it.now += 0.03
+        assert not it.bring(answer)
+        came = it.now
+        it.now += 0.1
+        it.exchange()
+        assert it.server.arrived == it.sent - 1 and it.server.acked_at == came
+        it.bring(it.exchange())  # the one before said nothing
+    assert it.server._association.rtt == pytest.approx(0.03, abs=0.001)
+
+
+def test_a_window_that_is_full_of_what_has_arrived_is_emptied_by_reading_and_does_not_grow_by_it() -> None:
+    it = Acknowledged()
+    assert it.server._association is not None
+    sender = it.server._association._sender
+    window, read = sender.window, 0
+    for _ in range(500):
+        unread = len(it.server._unread)
+        it.now += 0.001
+        it.bring(it.exchange())  # which leaves at once, each time
+        read += len(it.server._unread) <= unread
+    assert sender.window == window and 4 <= read <= 50
+    left = 0
+    while it.server.send_at_once(batch_of("x" * 100), it.now) is not None:
+        left += 1
+    assert 0 < left * 100 < window and it.server.transmit(it.now) == []
 
 
 def test_as_long_as_acknowledgements_come_a_peer_may_rest_but_not_for_long_since_anybody_can_write_such() -> None:

@@ -148,6 +148,7 @@ class Peer:
         "_events",
         "_fingerprint",
         "_heard",
+        "_hurry",
         "_local",
         "_main",
         "_moved",
@@ -192,6 +193,7 @@ class Peer:
         # While that channel is open, and as `push` needs it: what makes packets, and datagrams, and where they go.
         self._short_way: tuple[sctp.Association, Callable[[bytes], bytes], Address] | None = None
         self._unread: list[tuple[bytes, float]] = []  # acknowledgements, by their looks, and when they came
+        self._hurry = False  # one of them is the end of a measurement: it is read before the next message leaves
         self._moved = False  # the path changed in the middle of the handshake, so that proves none
         self._target: Path | None = None  # where we want to send, once it is proven
         self._probes = 0  # heartbeats sent to it
@@ -247,6 +249,7 @@ class Peer:
         if way is None or datagram[0] != APPLICATION or len(unread) >= MAX_UNREAD or not way[0].can_wait:
             return False
         unread.append((datagram, now))
+        self._hurry = way[0].is_timing
         return True
 
     def rests_until(self, patience: float) -> float:
@@ -382,7 +385,7 @@ class Peer:
     def catch_up(self) -> bool:
         """Reads what could wait; returns the same as `receive`. The newest first, by the number of its record: if that
         is an acknowledgement, it says all that those before it said, and they are dropped as if they were lost."""
-        unread, self._unread = self._unread, []
+        unread, self._unread, self._hurry = self._unread, [], False
         something, dtls = False, self._dtls
         for datagram, at in sorted(unread, key=number_of, reverse=True):
             assert dtls is not None
@@ -606,8 +609,17 @@ class Peer:
         if self._short_way is None or batch.only is None:
             return None
         association, seal, address = self._short_way
+        if self._hurry and not self._reads():
+            return None
         packet = association.send_at_once(batch.only, now)
+        if packet is None and self._unread and self._reads():  # they make room in the window
+            packet = association.send_at_once(batch.only, now)
         return None if packet is None else (seal(packet), address)
+
+    def _reads(self) -> bool:
+        """What could wait until now. Is the short way still there, and nobody to be told anything first?"""
+        self.catch_up()
+        return self._short_way is not None and not self._events
 
     def transmit(self, now: float) -> list[Datagram]:
         """What is to be sent now; all messages since the last call in as few datagrams as hold them."""

@@ -167,6 +167,11 @@ class Association:
         return self._sender.can_wait
 
     @property
+    def is_timing(self) -> bool:
+        """Whether it is better read before the next message leaves, so that the round trip stays known."""
+        return self._sender.is_timing
+
+    @property
     def rtt(self) -> float:
         """Seconds, smoothed; 0: not measured."""
         return self._sender.rtt

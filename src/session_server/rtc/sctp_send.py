@@ -37,7 +37,6 @@ RTO_MOST: Final = 2.0  # §15 says 60: a game that waited so long is over
 MAX_RETRANSMITS: Final = 10  # in a row without an answer, then the peer is gone (§15, Association.Max.Retrans)
 PAUSE: Final = 0.1  # seconds; what leaves after it asks for its SACK at once: else a browser waits 0.2 for a second one
 MEASURE_EVERY: Final = 1.0  # seconds between two measurements of the round trip
-SPARE: Final = 2 * MAX_PACKET  # bytes of the window: with less, an acknowledgement is read at once
 REORDERED: Final = 3  # packets that may overtake one before it is taken for lost (§7.2.4)
 MAX_SKIPPED: Final = 64  # streams in one FORWARD TSN
 
@@ -116,12 +115,13 @@ class Sender:
 
     @property
     def can_wait(self) -> bool:
-        """Whether an acknowledgement may come, and nothing waits for it: neither a message nor a measurement, and the
-        window has room for some more."""
-        flight, soon = self._flight, self._flight + SPARE
-        if not flight or soon > self.window or soon > self._peer_window or self._timed is not None:
-            return False
-        return not (self._due or self._unreliable or self._reliable)
+        """Whether an acknowledgement may come, and no message waits for it."""
+        return self._flight > 0 and not (self._due or self._unreliable or self._reliable)
+
+    @property
+    def is_timing(self) -> bool:
+        """Whether the next acknowledgement may end a measurement of the round trip."""
+        return self._timed is not None
 
     @property
     def buffered(self) -> int:
@@ -301,7 +301,8 @@ class Sender:
         cumulative = unwrap(wire, before)
         if not before <= cumulative < self.next_tsn:
             return  # old, or of what was never sent
-        full = self._flight + MAX_PACKET > self.window
+        # Of one that is read late nobody knows how much was under way when it came.
+        full = self._flight + MAX_PACKET > self.window and now >= self._left_at
         if gaps:
             self._unfold()
         acked, newest = self._take_cumulative(cumulative)
