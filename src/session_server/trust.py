@@ -27,20 +27,9 @@ class Trust:
     """Starts unproven: both links until the first acknowledgement."""
 
     __slots__ = (
-        "_acked",
-        "_acked_lately",
-        "_judged",
-        "_proven",
-        "_rejected_until",
-        "_sent",
-        "_sent_at",
-        "_sent_before",
-        "_sent_lately",
-        "_waits_since",
-        "heard_at",
-        "loss",
-        "rtt",
-    )
+        "_acked", "_acked_lately", "_judged", "_proven", "_rejected_until", "_sent", "_sent_at", "_sent_before",
+        "_sent_lately", "_waits_since", "heard_at", "loss", "rtt",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._sent = 0  # messages, ever

@@ -24,10 +24,7 @@ from network import bent
 
 from session_server.rtc import datachannel, sctp, sctp_chunks, sctp_send, sdp, stun
 from session_server.rtc.datachannel import (
-    AMPLIFICATION,
     MAX_CHANNELS,
-    MAX_PATHS,
-    PROBES,
     ChannelClosed,
     Closed,
     Event,
@@ -38,6 +35,7 @@ from session_server.rtc.datachannel import (
 )
 from session_server.rtc.dcep import DCEP, Channel
 from session_server.rtc.dtls import Certificate
+from session_server.rtc.paths import AMPLIFICATION, MAX_PATHS, PROBES
 from session_server.rtc.sctp_receive import WINDOW
 from session_server.rtc.stun import Address, Credentials
 
@@ -345,12 +343,12 @@ def at_once(world: World) -> Address | None:
 
 def test_nothing_leaves_at_once_to_an_address_that_is_not_proven_or_for_a_peer_that_takes_less_than_a_packet() -> None:
     world = connected()
-    assert at_once(world) == CLIENT and world.server._path is not None
-    world.server._path.proven = False
+    path = world.server._paths.current
+    assert at_once(world) == CLIENT and path is not None
+    path.proven = False
     world.server._find_short_way()
     assert at_once(world) is None
-    world.server._target = world.server._path
-    world.server._probe(world.now)
+    world.server._aim(path, world.now)
     world.run(0.2)
     assert at_once(world) == CLIENT
     small = connected(client_options=Options(THEIRS, max_message=1000))
@@ -862,7 +860,7 @@ def test_a_handshake_that_ends_elsewhere_than_it_began_proves_no_address() -> No
         world.run(0.05)
         received, sent = world.before_proof.get(VICTIM, (0, 0))
         assert sent <= AMPLIFICATION * received
-    assert world.server._paths[VICTIM].proven is False
+    assert world.server._paths.by_address[VICTIM].proven is False
 
 
 def test_datagrams_from_an_address_without_a_check_are_not_read() -> None:

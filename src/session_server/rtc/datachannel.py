@@ -2,15 +2,12 @@
 
 ICE (RFC 8445: a lite agent as server, with `ice` as client), consent (RFC 7675), and the data channels themselves (RFC
 8831, RFC 8832), above `dtls` and `sctp`. What a peer sends never raises: it is counted, or ends it.
-
-Nobody can aim our datagrams at a stranger. An address counts as the peer's only once it has shown that it hears us: by
-the handshake, or by a nonce. Until then it is sent at most three times the bytes that came from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 from typing import Final
 
@@ -18,19 +15,15 @@ from . import dcep, sctp, sdp, stun
 from .dcep import Channel
 from .dtls import APPLICATION, OVERHEAD, Certificate, Dtls
 from .ice import Checks, Datagram
+from .paths import AMPLIFICATION, Path, Paths
 from .sdp import Answer
 from .stun import Address, Credentials
 
 GECKOS: Final = "geckos.io"  # the label that the clients of that library wait for
-AMPLIFICATION: Final = 3  # bytes to an unproven address per byte from it
-MAX_PATHS: Final = 8  # addresses of one peer
-MAX_HELD: Final = 8  # datagrams that wait for an unproven address to send more
 MAX_CHANNELS: Final = 16  # that one peer may open
 MAX_SENT: Final = 256 * 1024  # bytes of one message that we send, even if the peer takes more
 STREAM: Final = 1  # of the channel that the server opens: odd, as the DTLS server's are (RFC 8832 §6)
 SHORTEST_WAIT: Final = 0.005  # seconds between two calls of `run`: no layer below can keep a loop busy
-PROBES: Final = 5  # heartbeats to a new address, after which it must ask again
-PROBE_TIMEOUT: Final = 0.5  # seconds until the second, and then twice as long each time
 SACK_ALONE: Final = sctp.ALONE + OVERHEAD  # bytes of a datagram with one
 MAX_UNREAD: Final = 32  # of these that wait to be read
 UNREAD_FOR: Final = 1.0  # seconds, at most: what looks like one may be anybody's
@@ -93,17 +86,6 @@ class Counters:
     moves: int = 0  # changes of address
 
 
-@dataclass(slots=True, eq=False)
-class Path:
-    """An address from which the peer has sent a proven STUN message."""
-
-    address: Address
-    heard: float  # when it last did
-    proven: bool = False  # it hears us
-    credit: int = 0  # bytes that may still be sent there while it is not proven
-    held: list[bytes] = field(default_factory=list)  # what waits for credit
-
-
 @dataclass(slots=True)
 class Batch:
     """Messages that leave together, made ready once for many peers."""
@@ -141,33 +123,10 @@ class Peer:
     """
 
     __slots__ = (
-        "_association",
-        "_channels",
-        "_checks",
-        "_dtls",
-        "_events",
-        "_fingerprint",
-        "_heard",
-        "_hurry",
-        "_local",
-        "_main",
-        "_moved",
-        "_options",
-        "_out",
-        "_path",
-        "_paths",
-        "_probe_at",
-        "_probes",
-        "_ran",
-        "_random",
-        "_setup_until",
-        "_short_way",
-        "_target",
-        "_unread",
-        "counters",
-        "max_message_size",
-        "state",
-    )
+        "_association", "_channels", "_checks", "_dtls", "_events", "_fingerprint", "_heard", "_hurry",
+        "_local", "_main", "_moved", "_options", "_out", "_paths", "_ran", "_random", "_setup_until",
+        "_short_way", "_unread", "counters", "max_message_size", "state",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -188,21 +147,17 @@ class Peer:
         self._association: sctp.Association | None = None
         self._channels: dict[int, Channel] = {}  # stream → its channel
         self._main: int | None = None  # stream of the channel that `send` uses
-        self._paths: dict[Address, Path] = {}
-        self._path: Path | None = None  # where we send
+        self._paths = Paths()
         # While that channel is open, and as `push` needs it: what makes packets, and datagrams, and where they go.
         self._short_way: tuple[sctp.Association, Callable[[bytes], bytes], Address] | None = None
         self._unread: list[tuple[bytes, float]] = []  # acknowledgements, by their looks, and when they came
         self._hurry = False  # one of them is the end of a measurement: it is read before the next message leaves
-        self._moved = False  # the path changed in the middle of the handshake, so that proves none
-        self._target: Path | None = None  # where we want to send, once it is proven
-        self._probes = 0  # heartbeats sent to it
-        self._probe_at = inf
+        self._moved = False  # to another address, in the middle of the handshake: so that proves none
         self._heard = now  # when the peer last proved to be there
         self._ran = now - SHORTEST_WAIT
         self._setup_until = now + options.setup
         self._events: list[Event] = []
-        self._out: list[Datagram] = []  # besides what `_dtls` has for `_path`
+        self._out: list[Datagram] = []  # besides what `_dtls` has
         self.max_message_size = remote.max_message_size  # bytes of one message that the peer takes
         self.counters = Counters()
         self.state = "new"
@@ -232,7 +187,7 @@ class Peer:
             return False
         if self.state == "closed":
             return False
-        path = self._paths.get(address)
+        path = self._paths.by_address.get(address)
         first = datagram[0] if datagram else 255
         if path is not None and 20 <= first <= 63:  # RFC 7983 §7
             return self._receive_dtls(datagram, path, now)
@@ -275,11 +230,12 @@ class Peer:
             self.counters.bad_stun += 1
             return
         self._heard = now
-        path = self._paths.get(address)
+        paths = self._paths
+        path = paths.by_address.get(address)
         if path is None:
-            path = self._paths[address] = Path(address, now, proven=True)
-        if self._path is None:
-            self._path = path
+            path = paths.by_address[address] = Path(address, now, proven=True)
+        if paths.current is None:
+            paths.current = path
             self._start(now).start(now)
         self._out += checks.run(now)  # the nomination
 
@@ -295,12 +251,12 @@ class Peer:
             self._refuse(message, address, stun.ROLE_CONFLICT, self._local.password)
         else:
             self._heard = now
-            path = self._path_from(address, len(message.data), now)
+            path = self._paths.hear(address, len(message.data), now)
             answer = stun.success(message, address, self._local.password)
             if len(answer) <= len(message.data):  # else it lacks what each ICE agent must say (RFC 8445 §7.1)
                 path.credit -= len(answer)
                 self._out.append((answer, address))
-            if stun.USE_CANDIDATE in message.attributes or self._path is None:
+            if stun.USE_CANDIDATE in message.attributes or self._paths.current is None:
                 self._use(path, now)
 
     def _refuse(self, message: stun.Message, address: Address, code: int, password: str | None = None) -> None:
@@ -309,66 +265,46 @@ class Peer:
         if answer is not None:
             self._out.append((answer, address))
 
-    def _path_from(self, address: Address, size: int, now: float) -> Path:
-        """The path of an address that proved to know our password; of too many the least used is forgotten."""
-        path = self._paths.get(address)
-        if path is None:
-            if len(self._paths) >= MAX_PATHS:
-                others = [path for path in self._paths.values() if path is not self._path and path is not self._target]
-                del self._paths[min(others, key=lambda path: path.heard).address]
-            path = self._paths[address] = Path(address, now)
-        path.heard = now
-        path.credit += AMPLIFICATION * size
-        return path
-
     # Which address we send to
 
     def _use(self, path: Path, now: float) -> None:
         """The peer wants our datagrams there."""
-        current = self._path
-        if path is current:
-            if self._target is not path:  # it has thought better of it
-                self._forget_target()
-        elif current is None or path.proven or not (current.proven or self._is_connected):
+        paths = self._paths
+        if path is paths.target:
+            return
+        if path is paths.current:  # it has thought better of it
+            paths.forget_target()
+        elif paths.may_switch(path, self._is_connected):
             self._switch(path)
-        elif path is not self._target:
-            self._target = path
-            self._probes = 0
-            self._probe(now)
+        else:
+            self._aim(path, now)
 
     def _switch(self, path: Path) -> None:
-        if self._path is not None:
-            self.counters.moves += 1
+        self.counters.moves += self._paths.current is not None
         if self._dtls is not None and self._dtls.state == "handshaking":
             self._moved = True
-        self._path = path
-        if path is self._target:
-            self._forget_target()
+        self._paths.switch(path)
         self._find_short_way()
 
-    def _forget_target(self) -> None:
-        self._target, self._probe_at = None, inf
+    def _aim(self, path: Path, now: float) -> None:
+        self._paths.aim(path)
+        self._probe(now)
 
     def _probe(self, now: float) -> None:
         """A heartbeat with a nonce to the new address, and nothing else until it was answered."""
-        path, association = self._target, self._association
-        if path is None or association is None or self._dtls is None or self._probes >= PROBES:
-            self._forget_target()
+        dtls, association = self._dtls, self._association
+        if dtls is None or association is None:
+            self._paths.forget_target()
             return
-        self._probe_at = now + PROBE_TIMEOUT * 2**self._probes
-        self._probes += 1
-        packet = association.probe(now)
-        if packet is not None:
-            self._spend(path, [self._dtls.seal(packet)])
+        path = self._paths.next_probe(now)
+        packet = None if path is None else association.probe(now)
+        if path is not None and packet is not None:
+            self._spend(path, [dtls.seal(packet)])
 
     def _spend(self, path: Path, datagrams: Sequence[bytes]) -> None:
-        """Sends to an address that may not be the peer's, as far as it may be."""
-        if datagrams:  # in the handshake they are the last flight again, or the next one: the older is of no use
-            path.held = [*(path.held if self._is_connected else ()), *datagrams][-MAX_HELD:]
-        while path.held and len(path.held[0]) <= path.credit:
-            datagram = path.held.pop(0)
-            path.credit -= len(datagram)
-            self._out.append((datagram, path.address))
+        """To an address that may not be the peer's. In the handshake they are the last flight again, or the next one:
+        the older is of no use."""
+        self._out += path.spend(datagrams, keep=self._is_connected)
         self.counters.held_back += bool(path.held)
 
     # DTLS
@@ -428,7 +364,7 @@ class Peer:
         """In the handshake, or from an address that is not proven."""
         path.credit += AMPLIFICATION * len(datagram)
         dtls = self._dtls or self._start(now)
-        if dtls.state in ("new", "handshaking") and path is not self._path:
+        if dtls.state in ("new", "handshaking") and path is not self._paths.current:
             self._switch(path)  # answered where it came from: that is the pair which the peer has chosen
         packets = dtls.receive(datagram, now)
         if dtls.state == "connected" and self._association is None:
@@ -474,9 +410,9 @@ class Peer:
 
     def _established(self, association: sctp.Association, now: float) -> None:
         label = self._options.label
-        if self._path is not None and not self._path.proven:
-            self._target, self._probes = self._path, 0
-            self._probe(now)
+        path = self._paths.current
+        if path is not None and not path.proven:
+            self._aim(path, now)
         if self._checks is None and label is not None and STREAM not in self._channels:
             channel = self._channels[STREAM] = Channel(label, self._options.protocol)
             self._main = STREAM
@@ -493,11 +429,9 @@ class Peer:
 
     def _probed(self) -> None:
         """The new address hears us."""
-        path = self._target
+        path = self._paths.prove()
         if path is not None:
-            path.proven = True
-            self._forget_target()
-            if path is not self._path:
+            if path is not self._paths.current:
                 self._switch(path)
             self._find_short_way()
 
@@ -546,7 +480,7 @@ class Peer:
         self._events.append(Opened(stream, channel.label, channel.protocol))
 
     def _find_short_way(self) -> None:
-        channel, path = self._channels.get(STREAM), self._path
+        channel, path = self._channels.get(STREAM), self._paths.current
         dtls, association = self._dtls, self._association
         self._short_way = None
         if channel is None or path is None or dtls is None or association is None:
@@ -623,7 +557,7 @@ class Peer:
 
     def transmit(self, now: float) -> list[Datagram]:
         """What is to be sent now; all messages since the last call in as few datagrams as hold them."""
-        dtls, path = self._dtls, self._path
+        dtls, path = self._dtls, self._paths.current
         if self._unread:
             self.catch_up()
         if dtls is not None and path is not None:
@@ -654,8 +588,8 @@ class Peer:
         if self.state == "closed":
             return inf
         due = self._heard + self._options.consent
-        if self._probe_at < due:
-            due = self._probe_at
+        if self._paths.probe_at < due:
+            due = self._paths.probe_at
         if self.state == "new":
             due = min(due, self._setup_until)
         if self._association is not None:
@@ -684,7 +618,7 @@ class Peer:
     def _run(self, now: float) -> None:
         if self._checks is not None:
             self._out += self._checks.run(now)
-        if now >= self._probe_at:
+        if now >= self._paths.probe_at:
             self._probe(now)
         dtls = self._dtls
         if dtls is not None:
@@ -720,12 +654,12 @@ class Peer:
     @property
     def addresses(self) -> Sequence[Address]:
         """All from which the peer may send; they change when it sends a STUN message."""
-        return tuple(self._paths)
+        return tuple(self._paths.by_address)
 
     @property
     def address(self) -> Address | None:
         """Where we send."""
-        return self._path.address if self._path is not None else None
+        return self._paths.current.address if self._paths.current is not None else None
 
     @property
     def buffered(self) -> int:

@@ -109,17 +109,9 @@ class Records:
     """The protected records of one connection, epoch 1, both directions (RFC 6347 §4.1, RFC 5288)."""
 
     __slots__ = (
-        "_bits",
-        "_decrypt",
-        "_encrypt",
-        "_newest",
-        "_read_iv",
-        "_sequence",
-        "_write_iv",
-        "_writer",
-        "forged",
+        "_bits", "_decrypt", "_encrypt", "_newest", "_read_iv", "_sequence", "_write_iv", "_writer", "forged",
         "replayed",
-    )
+    )  # fmt: skip
 
     def __init__(self, write_key: bytes, write_iv: bytes, read_key: bytes, read_iv: bytes) -> None:
         """Keys of 16 bytes, and the 4 bytes of each nonce that do not travel."""
@@ -193,26 +185,10 @@ class Dtls:
     """
 
     __slots__ = (
-        "_certificate",
-        "_answered",
-        "_client",
-        "_connection",
-        "_datagrams",
-        "_early",
-        "_fingerprint",
-        "_flight",
-        "_heard",
-        "_own",
-        "_records",
-        "_sent_at",
-        "_sequence",
-        "_tries",
-        "_verified",
-        "malformed",
-        "next_deadline",
-        "reason",
-        "state",
-    )
+        "_answered", "_certificate", "_client", "_connection", "_datagrams", "_early", "_fingerprint",
+        "_flight", "_heard", "_own", "_records", "_sent_at", "_sequence", "_tries", "_verified", "malformed",
+        "next_deadline", "reason", "state",
+    )  # fmt: skip
 
     def __init__(self, certificate: Certificate, fingerprint: bytes, client: bool, own_records: bool = True) -> None:
         """`fingerprint`: SHA-256 of the certificate that the other side announced, in DER form."""
